@@ -18,6 +18,11 @@ from lora_kit.data.prepared import PreparedData
 from lora_kit.data.training_data import TrainingData
 from lora_kit.evaluation.engine.work import Work, suites_of
 from lora_kit.pipeline.loaded_inputs import LoadedInputs, load_inputs
+from lora_kit.pipeline.training_digests import (
+    reward_model_digests,
+    rows_digest_now,
+    training_digests,
+)
 from lora_kit.preflight.prepare import PreparedTraining, prepare_training
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import TokenMaskingSpec
@@ -25,28 +30,22 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runs.record import start_record
 from lora_kit.runs.session import Session, open_run
 from lora_kit.runtime.console import say
-from lora_kit.runtime.errors import DataError, RecipeError
+from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.files import write_json
 from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.runtime.machine import versions
 from lora_kit.runtime.processes import process_state, require_agreement
-from lora_kit.training.distillation import teacher_digest
 from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.micro_batcher import MicroBatcher
 from lora_kit.training.plot import plot_training
-from lora_kit.training.preferences.reward_runs import reward_digests
 from lora_kit.training.resuming import begin_run, choose_run, recorded_result, require_same_training
 from lora_kit.training.retention.token_masking import mask_improbable_tokens
-from lora_kit.training.rows_of_run import rows_of_run
 from lora_kit.training.self_distillation.rows import read_training_rows
-from lora_kit.training.target_texts import FIELD as TARGET_FIELD
 from lora_kit.training.trainer import TrainingResult, run_training
 from lora_kit.training.validation import EndsEarly
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-TRAINING_ROWS = "the rows of data.train"
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ def _begun(
     for warning in ready.checked.warnings:
         say(warning)
     refuse_problems(ready.audit)
-    inputs = _inputs(recipe, ready)
+    inputs = training_digests(recipe, ready)
     require_agreement(
         {
             "files of the backbone": backbone.fingerprint.digest,
@@ -220,30 +219,6 @@ def _begun(
         data = _masked(recipe.retention.token_masking, recipe, data, model, backbone)
     covered = coverage(model, recipe.adapter)
     return _Begun(ready, backbone, read.generated, data, work, covered, inputs)
-
-
-def _inputs(recipe: Recipe, ready: PreparedTraining) -> dict[str, str]:
-    """Return digests of the rows, texts and models that a training depends on, by name."""
-    teacher, data, target = recipe.training.distillation, ready.data, ready.target
-    return {
-        TRAINING_ROWS: data.prepared.digest,
-        **({"the rows of data.validation": data.held_out.digest} if data.held_out else {}),
-        **{f"the texts of {name}": one.digest for name, one in ready.texts.by_field.items()},
-        **({f"the texts of {TARGET_FIELD}": target.digest} if target else {}),
-        **(
-            {"the files of training.distillation.teacher": teacher_digest(teacher)}
-            if teacher
-            else {}
-        ),
-        **_reward_models(recipe),
-    }
-
-
-def _reward_models(recipe: Recipe) -> dict[str, str]:
-    return {
-        f"the reward model of grpo.rewards: {name}": digest
-        for name, digest in reward_digests(recipe).items()
-    }
 
 
 def _begin_record(run: RunDirectory, recipe: Recipe, begun: _Begun) -> None:
@@ -298,7 +273,7 @@ def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) ->
     """
     trained = Trained(run, done)
     session = trained.session
-    inputs = _rows_now(session) | _reward_models(recipe)
+    inputs = rows_digest_now(session) | reward_model_digests(recipe)
     require_same_training(run, _with_commit(recipe), session.backbone, inputs)
     say(f"{run.root}: the training is already finished")
     return trained
@@ -312,12 +287,3 @@ def _with_commit(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={"backbone": recipe.backbone.model_copy(update={"revision": commit})}
     )
-
-
-def _rows_now(session: Session) -> dict[str, str]:
-    """Return the digest of the rows; nothing if they are gone, since the adapter exists already."""
-    try:
-        return {TRAINING_ROWS: rows_of_run(session).prepared.digest}
-    except DataError as error:
-        say(f"{session.run.root}: the rows cannot be compared with those of the training: {error}")
-        return {}
