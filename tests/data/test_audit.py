@@ -5,56 +5,25 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from lora_kit.data.audit.audit import audit, refuse_problems
 from lora_kit.data.audit.duplicates import DuplicateSearch
-from lora_kit.data.audit.findings import Audit, Duplicates
-from lora_kit.data.audit.item import AuditedItem
-from lora_kit.data.audit.shift import TrainingSample, shifts
+from lora_kit.data.audit.findings import Duplicates
 from lora_kit.data.audit.words import hash_words, row_texts
-from lora_kit.data.rows import Message, Row
-from lora_kit.data.sources import open_source
+from lora_kit.data.rows import Row
 from lora_kit.data.tokenization import tokenize
-from lora_kit.recipe.data import AuditSpec, SourceSpec
+from lora_kit.recipe.data import AuditSpec
 from lora_kit.runtime.errors import DataError
-
-VOCABULARY = [f"word{number}" for number in range(5000)]
+from tests.data.auditing import VOCABULARY, chat, look, prose, sums
 
 
 @dataclass(frozen=True)
 class LabelledRow(Row):
     label: str | None = None
-
-
-def chat(prompt: str, answer: str, origin: str = "chats.jsonl:1") -> Row:
-    return Row(origin, origin, (Message("user", prompt), Message("assistant", answer)))
-
-
-def prose(text: str, origin: str = "prose.txt:1") -> Row:
-    return Row(origin, origin, text=text)
-
-
-def sums(start: int, count: int) -> list[Row]:
-    return [
-        chat(f"What is {n} plus {n + 3}?", f"{n} plus {n + 3} is {2 * n + 3}.", f"sums:{n}")
-        for n in range(start, start + count)
-    ]
-
-
-def look(
-    rows: Sequence[Row],
-    tokenizer: Any,
-    *,
-    held_out: Sequence[Row] = (),
-    max_length: int = 128,
-    **limits: float,
-) -> Audit:
-    examples = [tokenize(row, tokenizer, max_length) for row in rows]
-    return audit(rows, examples, [], held_out, tokenizer, AuditSpec.model_validate(limits))
 
 
 def twins(rows: Sequence[Row]) -> Duplicates:
@@ -228,71 +197,6 @@ def test_english_with_an_accent_or_an_emoji_gives_no_warning(tokenizer: Any) -> 
 def test_unsupervised_prompts_have_no_broken_tokens(tokenizer: Any) -> None:
     found = look([chat("ଶୁଭ ସକାଳ", "good morning")], tokenizer)
     assert found.tokens.pieces.broken == 0
-
-
-def test_clusters_on_both_sides_of_a_split_are_named(tokenizer: Any) -> None:
-    def by(author: str, first: int) -> list[Row]:
-        return [replace(row, cluster=author) for row in sums(first, 3)]
-
-    found = look(by("ann", 0) + by("bob", 3), tokenizer, held_out=by("bob", 6) + by("cat", 9))
-    (shared,) = found.groups
-    assert (shared.suite, shared.items, shared.shared) == ("data.validation", 6, 3)
-    assert shared.examples == ("bob",)
-    (warning,) = [one for one in found.warnings if "clusters" in one]
-    assert warning.startswith("3 of 6 rows of data.validation are of clusters")
-    assert found.to_dict()["groups"][0]["shared"] == 3
-    # Rows without a cluster are clusters of their own, which a copy does not make a group.
-    rows = sums(0, 6)
-    assert look(rows, tokenizer, held_out=rows[:2]).groups == ()
-
-
-def test_clusters_of_gain_items_are_compared(tokenizer: Any) -> None:
-    rows = [replace(row, cluster="ann") for row in sums(0, 3)]
-    items = [
-        AuditedItem(suite, "sums", f"{n}", "Which?", ("no",), gain=suite == "own", cluster="ann")
-        for suite in ("own", "kept")
-        for n in range(2)
-    ]
-    examples = [tokenize(row, tokenizer, 128) for row in rows]
-    found = audit(rows, examples, items, [], tokenizer, AuditSpec())
-    assert [(one.suite, one.shared) for one in found.groups] == [("own", 2)]
-
-
-def test_held_out_rows_of_another_distribution_give_a_shift(tokenizer: Any) -> None:
-    other = [
-        prose(" ".join(random.Random(n).choices(VOCABULARY, k=30)), f"x:{n}") for n in range(40)
-    ]
-    found = look(sums(0, 60), tokenizer, held_out=other)
-    (shift,) = found.shifts
-    assert shift.other == "data.validation"
-    assert shift.significant
-    assert shift.auc > 0.95
-    assert any("separates training rows from data.validation with AUC" in w for w in found.warnings)
-
-
-def test_held_out_rows_of_the_same_distribution_give_no_shift(tokenizer: Any) -> None:
-    rows = sums(0, 100)
-    random.Random(0).shuffle(rows)
-    found = look(rows[:60], tokenizer, held_out=rows[60:])
-    (shift,) = found.shifts
-    assert shift.low <= 0.5
-    assert not any("classifier" in warning for warning in found.warnings)
-    assert look(rows[:60], tokenizer, held_out=rows[60:65]).shifts == ()
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_rows_of_other_modules_give_no_shift(seed: int) -> None:
-    # Each module has words of its own, which tell the rows apart that were seen and no others.
-    every = list(open_source(SourceSpec(source="stdlib-docstrings", split="all"), 0, "data.train"))
-    modules = sorted({row.cluster for row in every})
-    random.Random(seed).shuffle(modules)
-    apart = set(modules[: len(modules) // 4])
-    random.Random(seed).shuffle(every)
-    rows = [row for row in every if row.cluster not in apart][:200]
-    sample = TrainingSample.of(len(rows))
-    sample.update(rows, first_row=0)
-    (shift,) = shifts(sample, [row for row in every if row.cluster in apart][:100], [])
-    assert not (shift.significant and shift.auc >= 0.8)
 
 
 def test_all_exceeded_limits_are_reported_at_once(tokenizer: Any) -> None:

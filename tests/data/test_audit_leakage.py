@@ -12,7 +12,7 @@ from lora_kit.data.audit.item import AuditedItem
 from lora_kit.data.audit.leakage import LeakSearch
 from lora_kit.data.audit.words import hash_words, row_texts
 from lora_kit.data.dataset import prepare, validation_rows
-from lora_kit.data.rows import Message, Row
+from lora_kit.data.rows import Row
 from lora_kit.data.sources import open_source
 from lora_kit.evaluation.audited import audited_item
 from lora_kit.evaluation.suite import Suite
@@ -20,6 +20,7 @@ from lora_kit.evaluation.tasks import build_task
 from lora_kit.recipe.data import AuditSpec, SourceSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import DataError
+from tests.data.auditing import chat, prose
 from tests.training_rows import training_rows
 
 LONG = (
@@ -27,14 +28,6 @@ LONG = (
     "How many sheep does the farmer have left in the morning?"
 )
 FRANCE = "What is the capital of France?"
-
-
-def chat(prompt: str, answer: str, origin: str = "chats.jsonl:1") -> Row:
-    return Row(origin, origin, (Message("user", prompt), Message("assistant", answer)))
-
-
-def prose(text: str, origin: str = "prose.txt:1") -> Row:
-    return Row(origin, origin, text=text)
 
 
 def item(prompt: str, *answers: str, name: str = "item") -> AuditedItem:
