@@ -19,8 +19,9 @@ from lora_kit.modeling.modes import eval_mode
 from lora_kit.training.head_losses.by_objective import LOSSES
 from lora_kit.training.head_losses.loss import HeadLoss
 from lora_kit.training.inputs import TrainingInputs
-from lora_kit.training.steps import StepInputs, WeighedStepTrainer
+from lora_kit.training.steps import StepInputs
 from lora_kit.training.validation import shared_mean
+from lora_kit.training.weighed_steps import WeighedStepTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel

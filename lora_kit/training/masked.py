@@ -16,8 +16,9 @@ from lora_kit.modeling.masked import masked_batch, masked_nll
 from lora_kit.modeling.model_inputs import to_device
 from lora_kit.recipe.mlm import MlmSpec
 from lora_kit.training.inputs import TrainingInputs
-from lora_kit.training.steps import StepInputs, WeighedStepTrainer
+from lora_kit.training.steps import StepInputs
 from lora_kit.training.validation import shared_mean
+from lora_kit.training.weighed_steps import WeighedStepTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
