@@ -48,7 +48,9 @@ def count_all() -> None:
     )
     count_calls("lora_kit.evaluation.suite", "load_suites", lambda references: map(str, references))
     count_calls(
-        "lora_kit.evaluation.engine.work", "_plan", lambda suite, spec, *_: [_of_task(suite, spec)]
+        "lora_kit.evaluation.engine.planning",
+        "_plan",
+        lambda suite, spec, *_: [_of_task(suite, spec)],
     )
     count_calls("lora_kit.runtime.hashes", "_hash", lambda path: [str(Path(path).resolve())])
     count_calls("lora_kit.runtime.hash_cache", "_recall", lambda path: [str(Path(path).resolve())])
