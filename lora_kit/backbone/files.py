@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +95,25 @@ def resolve(spec: BackboneSpec, allow_network: bool = True) -> BackboneFiles:
             f"{path.absolute()}). Fix: correct the path, which is relative to the working directory"
         )
     return _from_hub(spec.model, reference, spec.revision, allow_network)
+
+
+@contextmanager
+def errors_of_field(field: str) -> Iterator[None]:
+    """Attribute errors about a backbone to another field of the recipe than `backbone`.
+
+    Args:
+        field: field with the model's section, such as `training.distillation.teacher`.
+
+    Raises:
+        BackboneError: any error about the backbone, with the field.
+        RecipeError: an error about its revision, with the field.
+    """
+    try:
+        yield
+    except (BackboneError, RecipeError) as error:
+        message = re.sub(r"(?<!\S)backbone\.(?=\w+:)", f"{field}.", str(error))
+        prefix = "" if message.startswith(field) else f"{field}.model: "
+        raise type(error)(prefix + message) from error
 
 
 def _require_readable(reference: str) -> None:

@@ -23,7 +23,8 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.files import read_json
 from lora_kit.runtime.hashes import json_sha256
-from lora_kit.training.head_rows.read import PSEUDO_LABELS
+from lora_kit.training.head_rows.paraphrases import TAKEN, read_paraphrases
+from lora_kit.training.head_rows.read import PARAPHRASES, PSEUDO_LABELS
 
 
 def plain_arm(session: Session) -> LoadedArms:
@@ -63,11 +64,15 @@ def _examples_per_own_row(session: Session) -> float:
     """Return the examples of an epoch by those that are the recipe's own."""
     spec, run = session.recipe.data.augmentation, session.run
     examples = int(run.load_record().get("data", {}).get("used", 0))
-    unchanged = examples // (1 + (spec.copies if spec else 0))
-    found = (
-        read_json(run.self_distillation, EvaluationError) if session.recipe.data.unlabeled else {}
-    )
+    found = {}
+    if run.self_distillation.is_file():
+        found = read_json(run.self_distillation, EvaluationError)
     added = len(found.get(PSEUDO_LABELS, {}).get("labels", ()))
+    if spec and spec.paraphrase:
+        taken = [one for one in read_paraphrases(found.get(PARAPHRASES, [])) if one.found == TAKEN]
+        unchanged = examples - len({(one.copy, one.origin) for one in taken})
+    else:
+        unchanged = examples // (1 + (spec.copies if spec else 0))
     return examples / (unchanged - added) if unchanged > added else 1.0
 
 

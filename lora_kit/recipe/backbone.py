@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lora_kit.recipe.data import LicenseName
-from lora_kit.recipe.section import Section
+from lora_kit.recipe.section import LicenseName, Section
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]

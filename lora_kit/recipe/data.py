@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from lora_kit.recipe.section import Count, Fraction, Positive, Section, Share
+from lora_kit.recipe.augmentation import AugmentationSpec
+from lora_kit.recipe.section import Count, Fraction, LicenseName, Positive, Section, Share
 
 TurnRole = Literal["system", "user", "assistant", "tool"]
 TrainOn = Literal["assistant", "last", "completion", "all"] | list[TurnRole]
@@ -27,7 +28,6 @@ RowFormat = Literal[
     "triplet",
 ]
 Packing = bool | Literal["unpadded"]
-LicenseName = Annotated[str, Field(min_length=1, max_length=200)]
 
 LabelErrorAction = Literal["none", "show", "weigh_down", "drop"]
 LabelErrorFolds = Literal["clusters", "rows"]
@@ -111,32 +111,6 @@ class ReweightSpec(Section):
     """Sources of texts of the target domain, as in `data.train`; labels are not read."""
     clip: Annotated[float, Field(ge=1)] = 10.0
     """Largest weight, and 1 / `clip` the smallest, before weights are divided by their mean."""
-
-
-class AugmentationSpec(Section):
-    """Changed copies of the training rows (Wei and Zou 2019, arXiv:1901.11196).
-
-    Words are changed at random; targets stay. The arm `plain` is trained without copies.
-    """
-
-    copies: Count = 1
-    """Changed copies of each row."""
-    dropout: Fraction = 0.1
-    """Probability of each word to be left out."""
-    swaps: Fraction = 0.1
-    """Share of a text's words that change places with another one."""
-    synonyms: Share = 0.0
-    """English: probability of each word with a synonym in WordNet to be replaced by one; needs
-    WordNet's files (`apt install wordnet-base`, or NLTK's corpus `wordnet`)."""
-
-    @model_validator(mode="after")
-    def _require_a_change(self) -> AugmentationSpec:
-        if not self.dropout and not self.swaps and not self.synonyms:
-            raise ValueError(
-                "changes nothing with `dropout` 0, `swaps` 0 and `synonyms` 0. Fix: set one of "
-                "them, or remove it"
-            )
-        return self
 
 
 class AuditSpec(Section):

@@ -15,8 +15,9 @@ AFTER_TRAINING = ("name", "evaluation", "merge", "sweep")
 # Fields that change nothing of what is trained. A licence may be stated after training.
 WITHOUT_EFFECT = re.compile(
     r"training\.(save_steps|save_total_limit|report_to)"
-    r"|(backbone|training\.distillation\.teacher)\.license"
-    r"|data\.((train|validation)\.\d+|replay)\.license"
+    r"|(backbone|training\.distillation\.teacher|data\.augmentation\.paraphrase\.writer)\.license"
+    r"|data\.((train|validation|unlabeled\.texts|reweight\.target)\.\d+|replay)\.license"
+    r"|training\.domain_alignment\.target\.\d+\.license"
     r"|retention\.\w+\.license"
 )
 

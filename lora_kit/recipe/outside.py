@@ -11,17 +11,27 @@ from lora_kit.recipe.retention import TextsSpec
 
 
 def named_models(recipe: Recipe) -> Iterator[tuple[str, BackboneSpec]]:
-    """Yield the field and the specification of each model: the backbone, then a teacher."""
+    """Yield the field and the specification of each model, the backbone first."""
     yield "backbone", recipe.backbone
     if recipe.training.distillation:
         yield "training.distillation.teacher", recipe.training.distillation.teacher
+    augmentation = recipe.data.augmentation
+    if augmentation and augmentation.paraphrase:
+        yield "data.augmentation.paraphrase.writer", augmentation.paraphrase.writer
 
 
 def named_sources(recipe: Recipe) -> Iterator[tuple[str, SourceSpec | ReplaySpec | TextsSpec]]:
     """Yield the field and the specification of each source of rows or texts that is read."""
-    data = recipe.data
-    for number, source in enumerate(data.train):
-        yield f"data.train.{number}", source
+    data, alignment = recipe.data, recipe.training.domain_alignment
+    several = {
+        "data.train": data.train,
+        "data.unlabeled.texts": data.unlabeled.texts if data.unlabeled else (),
+        "data.reweight.target": data.reweight.target if data.reweight else (),
+        "training.domain_alignment.target": alignment.target if alignment else (),
+    }
+    for field, sources in several.items():
+        for number, source in enumerate(sources):
+            yield f"{field}.{number}", source
     if data.replay and data.replay.fraction > 0 and data.replay.source != SELF:
         yield "data.replay", data.replay
     for name, method in recipe.retention.requested.items():

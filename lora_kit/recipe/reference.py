@@ -84,7 +84,7 @@ def _section(model: type[Section], path: str) -> Iterator[str]:
         if inner is not None:
             place = f"{path}.{name}" if path else name
             # A section that stands in two places is described once.
-            if not (name == "teacher" or (path == "data" and name == "validation")):
+            if not (name in ("teacher", "writer") or (path == "data" and name == "validation")):
                 yield from _section(inner, place + ("[]" if is_list else ""))
 
 

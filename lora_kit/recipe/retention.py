@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lora_kit.recipe.data import LicenseName
-from lora_kit.recipe.section import Count, NotNegative, Positive, Section
+from lora_kit.recipe.section import Count, LicenseName, NotNegative, Positive, Section
 
 
 class TextsSpec(Section):

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
+LicenseName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Section(BaseModel):

@@ -19,14 +19,19 @@ from lora_kit.runtime.errors import BackboneError
 
 NOWHERE = "nowhere"
 IN_RECIPE = "the recipe"
+ModelUse = Literal["base", "teacher", "writer"]
+# Use of the model that a field names.
+MODELS: dict[str, ModelUse] = {
+    "backbone": "base",
+    "training.distillation.teacher": "teacher",
+    "data.augmentation.paraphrase.writer": "writer",
+}
 
 
 def licensed_works(recipe: Recipe) -> tuple[LicensedWork, ...]:
     """Return every model and data source of a recipe, with their stated licences."""
-    base, *teachers = (spec for _, spec in named_models(recipe))
     return (
-        _model(base, "base"),
-        *(_model(spec, "teacher") for spec in teachers),
+        *(_model(spec, MODELS[field]) for field, spec in named_models(recipe)),
         *(_source(spec, _use(field)) for field, spec in named_sources(recipe)),
     )
 
@@ -36,7 +41,9 @@ def _use(field: str) -> str:
     if field == "retention.early_stopping":
         return "validation"
     section, name, *_ = field.split(".")
-    return name if section == "data" else section
+    if section == "retention" or name in ("replay", "validation"):
+        return section if section == "retention" else name
+    return "train"
 
 
 def without_folders(reference: str) -> str:
@@ -45,7 +52,7 @@ def without_folders(reference: str) -> str:
     return path.name if path.is_absolute() else reference
 
 
-def _model(spec: BackboneSpec, used: Literal["base", "teacher"]) -> LicensedWork:
+def _model(spec: BackboneSpec, used: ModelUse) -> LicensedWork:
     alias = ALIASES.get(spec.model)
     license_, stated = _base_license(spec)
     return LicensedWork(

@@ -46,7 +46,7 @@ class LicensedWork(Section):
 
     work: str
     """Name of the work."""
-    used: Literal["base", "teacher", "train", "replay", "retention", "validation"]
+    used: Literal["base", "teacher", "writer", "train", "replay", "retention", "validation"]
     """Use of the work."""
     license: str | None
     """Stated licence, verbatim; `None` if no licence is stated."""
@@ -164,7 +164,7 @@ def licence_notes(works: Sequence[LicensedWork]) -> tuple[LicenceNote, ...]:
 
 
 def _name(work: LicensedWork) -> str:
-    kind = {"base": "base model", "teacher": "teacher"}.get(work.used, "source")
+    kind = {"base": "base model", "teacher": "teacher", "writer": "writer"}.get(work.used, "source")
     return f"the {kind} {work.work}"
 
 

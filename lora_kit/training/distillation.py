@@ -7,14 +7,12 @@ T^2 compensates for gradients that are smaller by 1 / T^2.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from lora_kit.backbone.encoder_decoder import language_model_class
-from lora_kit.backbone.files import BackboneFiles, resolve
+from lora_kit.backbone.files import BackboneFiles, errors_of_field, resolve
 from lora_kit.backbone.fingerprint import fingerprint, weight_files
 from lora_kit.backbone.load import Backbone, compute_dtype, load
 from lora_kit.backbone.open_files import build_model, open_config, open_tokenizer, refusing
@@ -22,7 +20,7 @@ from lora_kit.backbone.positions import PositionLimits
 from lora_kit.data.supervision import Example
 from lora_kit.modeling.likelihood import supervised_logits, token_kl
 from lora_kit.recipe.training import DistillationSpec
-from lora_kit.runtime.errors import BackboneError, TrainingError
+from lora_kit.runtime.errors import TrainingError
 
 TEACHER = "training.distillation.teacher"
 
@@ -49,7 +47,7 @@ class Teacher:
         if spec is None:
             return None
         files = _files(spec)
-        with _named_as_teacher():
+        with errors_of_field(TEACHER):
             return cls(load(files, spec.teacher), spec)
 
     def losses(
@@ -79,7 +77,7 @@ def require_same_tokens(spec: DistillationSpec, student: Backbone) -> None:
         TrainingError: if the vocabularies differ.
     """
     directory = _files(spec).directory
-    with _named_as_teacher():
+    with errors_of_field(TEACHER):
         vocabulary = open_tokenizer(directory).get_vocab()
     different = len(set(student.tokenizer.get_vocab().items()) ^ set(vocabulary.items()))
     if different:
@@ -122,29 +120,14 @@ def require_positions(spec: DistillationSpec, examples: Sequence[Example]) -> No
 
 
 def _files(spec: DistillationSpec) -> BackboneFiles:
-    with _named_as_teacher():
+    with errors_of_field(TEACHER):
         return resolve(spec.teacher)
-
-
-@contextmanager
-def _named_as_teacher() -> Iterator[None]:
-    """Attribute errors about a backbone to the field that names the teacher.
-
-    Raises:
-        BackboneError: any error about the backbone, with the teacher's field.
-    """
-    try:
-        yield
-    except BackboneError as error:
-        message = re.sub(r"(?<!\S)backbone\.(?=\w+:)", f"{TEACHER}.", str(error))
-        prefix = "" if message.startswith(TEACHER) else f"{TEACHER}.model: "
-        raise BackboneError(prefix + message) from error
 
 
 def _positions(spec: DistillationSpec) -> PositionLimits:
     """Return the teacher's positions from its configuration, without loading weights."""
     directory = _files(spec).directory
-    with _named_as_teacher():
+    with errors_of_field(TEACHER):
         config = open_config(directory)
         if hasattr(config, "quantization_config"):
             del config.quantization_config

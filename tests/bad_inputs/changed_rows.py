@@ -183,6 +183,26 @@ CASES = (
         *("data.augmentation", "changes nothing", "Fix: set one of them"),
     ),
     _data(
+        "paraphrases by nobody",
+        {"augmentation": {"paraphrase": {}}},
+        *("data.augmentation.paraphrase.writer: missing",),
+    ),
+    _data(
+        "paraphrases by a model that is not there",
+        {"augmentation": {"paraphrase": {"writer": {"model": "./gone.gguf"}}}},
+        *("data.augmentation.paraphrase.writer.model: ./gone.gguf: no such file",),
+    ),
+    _data(
+        "paraphrases by an encoder",
+        {"augmentation": {"paraphrase": {"writer": {"model": "all-minilm-l6-v2"}}}},
+        *("data.augmentation.paraphrase.writer.model: ", "not the weights of a language model"),
+    ),
+    _data(
+        "a similarity above that of the same text",
+        {"augmentation": {"paraphrase": {"writer": {"model": "x"}, "similarity": 101}}},
+        *("data.augmentation.paraphrase.similarity", "less than 100"),
+    ),
+    _data(
         "the arm plain of plain rows",
         {},
         *("evaluation.arms", "plain is the training without data.unlabeled, "),

@@ -12,8 +12,8 @@ ones alone, and beside all 800 with their labels, the most that could be gained.
 `reweight`: 400 docstrings and 100 functions' code, judged on code (`data.reweight`); beside all
 rows with the same weight, and beside the code alone.
 
-`augmentation`: 100 docstrings with changed copies (`data.augmentation`), beside them without: with
-as many epochs, and with as many steps.
+`augmentation`: 100 docstrings with changed copies (`data.augmentation`), some of them in the words
+of SmolLM2-135M-Instruct, beside them without: with as many epochs, and with as many steps.
 
 Intervals: 95%, by resampling seeds and clusters of items both (2,000 times); `over_...`: the
 difference of macro-F1 on the same seeds and items.
@@ -43,6 +43,7 @@ from tests.benchmarks.labels import LabelledRow, _area_rows, _print, _recipe, _s
 
 LABELLED, UNLABELED, ITEMS = 100, 700, 500
 DOCSTRINGS, CODE = 400, 100
+WRITER = {"model": "smollm2-135m-instruct", "quantization": "none"}
 # Rows with true labels, and the recipe's changes of them.
 Way = tuple[Path, dict[str, Any]]
 Part = Callable[[Path, int], dict[str, Way]]
@@ -153,6 +154,7 @@ def _augmentation(place: Path, seed: int) -> dict[str, Way]:
         "1 copy": copied(),
         "4 copies": copied(copies=4),
         "4 copies, dropout 0.3": copied(copies=4, dropout=0.3),
+        "1 copy in other words": copied(paraphrase={"writer": WRITER}),
         # Refused where WordNet is not installed.
         "4 copies, synonyms alone": copied(copies=4, dropout=0.0, swaps=0.0, synonyms=0.3),
     }

@@ -7,6 +7,7 @@ import pytest
 from lora_kit.backbone.card import card_license
 from lora_kit.data.sources import BUILT_IN
 from lora_kit.recipe.backbone import BackboneSpec
+from lora_kit.recipe.identity import training_fields
 from lora_kit.recipe.outside import named_outside
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.releasing.licence_sources import licensed_works
@@ -84,6 +85,50 @@ def test_the_terms_of_a_teacher_and_of_all_that_is_read_count() -> None:
         "retention.early_stopping.source",
         "evaluation.suites.0",
     }
+
+
+def test_texts_without_labels_and_writers_are_on_the_card() -> None:
+    def texts(name: str) -> list[dict[str, str]]:
+        return [{"source": f"/here/{name}.jsonl", "license": "CC-BY-NC-4.0"}]
+
+    recipe = Recipe.model_validate(
+        {
+            "name": "x",
+            "backbone": {"model": "all-minilm-l6-v2"},
+            "data": {
+                "train": [{"source": "/here/rows.jsonl", "license": "MIT"}],
+                "unlabeled": {"texts": texts("pool")},
+                "reweight": {"target": texts("target")},
+                "augmentation": {
+                    "paraphrase": {"writer": {"model": "/here/large", "license": "CC-BY-NC-4.0"}}
+                },
+            },
+            "training": {
+                "objective": "classification",
+                "domain_alignment": {"target": texts("domain")},
+            },
+        }
+    )
+    works = licensed_works(recipe)
+    assert [(one.work, one.used) for one in works[1:]] == [
+        ("large", "writer"),
+        ("rows.jsonl", "train"),
+        ("pool.jsonl", "train"),
+        ("target.jsonl", "train"),
+        ("domain.jsonl", "train"),
+    ]
+    assert {note.text.split(" is under")[0] for note in licence_notes(works)} >= {
+        "the writer large",
+        "the source pool.jsonl",
+        "the source domain.jsonl",
+    }
+    # A licence may be stated after the training.
+    stated, document = training_fields(recipe.model_dump(mode="json")), recipe.model_dump()
+    document["data"]["unlabeled"]["texts"][0]["license"] = None
+    document["data"]["augmentation"]["paraphrase"]["writer"]["license"] = None
+    document["training"]["domain_alignment"]["target"][0]["license"] = None
+    changed = Recipe.model_validate(document)
+    assert training_fields(changed.model_dump(mode="json")) == stated
 
 
 @pytest.mark.parametrize(

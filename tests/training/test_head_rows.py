@@ -14,7 +14,7 @@ from lora_kit import pipeline
 from lora_kit.data.dataset import open_rows
 from lora_kit.data.wordnet import wordnet_digest
 from lora_kit.evaluation.verdict_file import read_verdict
-from lora_kit.recipe.data import AugmentationSpec
+from lora_kit.recipe.augmentation import AugmentationSpec
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.session import open_run
 from lora_kit.runtime.errors import DataError, EvaluationError
@@ -174,13 +174,13 @@ def test_synonyms_are_those_of_the_wordnet_that_is_installed(
     monkeypatch.setenv("WNSEARCHDIR", str(write_wordnet(tmp_path)))
     rows = open_rows(_recipe(tiny_encoder, tmp_path, {}).data, 0, "classification")
     spec = AugmentationSpec(dropout=0, swaps=0, synonyms=1.0)
-    same = augmented_rows(rows, spec, 0)
+    same, _ = augmented_rows(rows, spec, 0)
     # No word of these rows has a synonym there.
     assert [row.messages for row in same] == [row.messages for row in rows]
     with (tmp_path / "data.adv").open("a") as stream:
         stream.write("  another version\n")
     wordnet_digest.cache_clear()
-    assert augmented_rows(rows, spec, 0).digest() != same.digest()
+    assert augmented_rows(rows, spec, 0)[0].digest() != same.digest()
 
 
 def test_copies_are_of_training_rows_alone(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -199,7 +199,8 @@ def test_copies_are_of_training_rows_alone(tiny_encoder: Path, tmp_path: Path) -
     spec = recipe.data.augmentation
     assert spec is not None
     own = trained.data.sources
-    again, other = (augmented_rows(own, spec, seed) for seed in (0, 1))
+    (again, origins), (other, _) = (augmented_rows(own, spec, seed) for seed in (0, 1))
+    assert origins.tolist() == [*range(24), *range(24)]
     assert list(again) == rows[24:]
     assert again.digest() != other.digest()
     assert list(other) != rows[24:]

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lora_kit.backbone.files import BackboneFiles, resolve
+from lora_kit.backbone.files import BackboneFiles, errors_of_field, resolve
 from lora_kit.backbone.fingerprint import weight_files
 from lora_kit.backbone.load import Backbone, load
 from lora_kit.backbone.positions import PositionLimits
@@ -34,7 +34,7 @@ from lora_kit.evaluation.requests import Branch, ChoiceRequest
 from lora_kit.modeling.held_weights import held_weights
 from lora_kit.modeling.modes import eval_mode
 from lora_kit.recipe.backbone import BackboneSpec
-from lora_kit.runtime.errors import BackboneError, EvaluationError, MissingBackboneError
+from lora_kit.runtime.errors import EvaluationError, MissingBackboneError
 from lora_kit.runtime.processes import process_state
 
 CHAT = "/v1/chat/completions"
@@ -100,7 +100,8 @@ def find_judge(spec: JudgeSpec, free: Callable[[], None]) -> OpenedJudge:
     def load_judge() -> LocalJudge:
         # The two need not fit into memory together.
         free()
-        return LocalJudge(load(files, backbone), spec.question)
+        with errors_of_field("judge"):
+            return LocalJudge(load(files, backbone), spec.question)
 
     weights = [(file.name, file.stat()) for file in weight_files(files.directory)]
     stored = [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in weights]
@@ -129,11 +130,8 @@ def _local(spec: JudgeSpec) -> BackboneSpec:
 
 
 def _files(backbone: BackboneSpec, allow_network: bool) -> BackboneFiles:
-    try:
+    with errors_of_field("judge"):
         return resolve(backbone, allow_network)
-    except BackboneError as error:
-        found = str(error).removeprefix("backbone.model: ")
-        raise type(error)(f"judge.model: {found}") from error
 
 
 class LocalJudge:

@@ -1,19 +1,23 @@
-"""Changed copies of rows: synonyms, words left out, words that change places (Wei and Zou 2019)."""
+"""Changed copies of rows: in other words, with words replaced, left out or moved."""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lora_kit.data.row_sets import Rows, concatenate_rows
 from lora_kit.data.rows import Row
 from lora_kit.data.wordnet import read_synonyms, wordnet_digest, wordnet_folder
-from lora_kit.recipe.data import AugmentationSpec
+from lora_kit.recipe.augmentation import AugmentationSpec
 from lora_kit.runtime.hashes import json_sha256
+from lora_kit.training.head_rows.paraphrases import Paraphrase, paraphrased_rows
 
 # Words with the white space before them, so that lines and indentation stay.
 WORD = re.compile(r"(\s*)(\S+)")
@@ -31,6 +35,8 @@ def changed_text(
     synonyms: Synonyms = NO_SYNONYMS,
 ) -> str:
     """Return a text with words replaced, moved and left out; white space stays with its place.
+
+    Wei and Zou 2019, arXiv:1901.11196.
 
     Args:
         text: text of at least one word.
@@ -67,27 +73,39 @@ def _replaced(word: str, share: float, synonyms: Synonyms, generator: random.Ran
     return marked[1] + other + marked[3]
 
 
-def augmented_rows(rows: Rows, spec: AugmentationSpec, seed: int) -> Rows:
+def augmented_rows(
+    rows: Rows, spec: AugmentationSpec, seed: int, paraphrases: Sequence[Paraphrase] = ()
+) -> tuple[Rows, NDArray[np.int64]]:
     """Return changed copies of rows: all of them once, then again for each further copy.
 
     Args:
         rows: training rows of a head that reads a text.
         spec: the recipe's `data.augmentation`.
         seed: the recipe's seed.
+        paraphrases: texts in other words, if the recipe asks for them; rows without one have no
+            copy.
+
+    Returns:
+        The copies, and for each the index of its row, (copies,) int64.
 
     Raises:
-        DataError: if synonyms are asked for, and WordNet is not installed.
+        DataError: if synonyms are asked for, and WordNet is not installed; or if a text that was
+            written in other words is gone.
     """
-    copies = []
+    copies, origins = [], []
     wordnet = wordnet_folder(FIELD) if spec.synonyms else None
     for number in range(1, spec.copies + 1):
-        key = [spec.model_dump(), seed, number]
+        own, indices = rows, np.arange(len(rows))
+        if spec.paraphrase:
+            own, indices = paraphrased_rows(rows, paraphrases, number)
+        key = [spec.model_dump(exclude={"paraphrase"}), seed, number]
         key += [wordnet_digest(wordnet)] if wordnet else []
         change = _change(spec, seed, number, wordnet)
-        changed = rows.map_rows(lambda _: True, change, json_sha256(key))
+        changed = own.map_rows(lambda _: True, change, json_sha256(key))
         named = tuple(replace(one, name=f"changed: {one.name}") for one in changed.sources)
         copies.append(replace(changed, sources=named))
-    return concatenate_rows(copies)
+        origins.append(indices)
+    return concatenate_rows(copies), np.concatenate(origins)
 
 
 def _change(

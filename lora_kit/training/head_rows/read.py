@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,15 @@ from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import DataError
 from lora_kit.runtime.files import read_json
 from lora_kit.runtime.processes import broadcast_from_main
+from lora_kit.training.generated_records import Records
 from lora_kit.training.head_rows.augmentation import augmented_rows
 from lora_kit.training.head_rows.domain_weights import find_domain_weights
 from lora_kit.training.head_rows.label_errors import label_errors_of, searches_label_errors
+from lora_kit.training.head_rows.paraphrases import (
+    find_paraphrases,
+    read_paraphrases,
+    require_writer,
+)
 from lora_kit.training.head_rows.pseudo_labels import (
     PseudoLabels,
     find_pseudo_labels,
@@ -27,7 +34,7 @@ from lora_kit.training.head_rows.pseudo_labels import (
     refuse_harm,
 )
 
-PSEUDO_LABELS, WEIGHTS = "pseudo_labels", "weights"
+PSEUDO_LABELS, WEIGHTS, PARAPHRASES = "pseudo_labels", "weights", "paraphrases"
 
 
 def changes_rows(recipe: Recipe) -> bool:
@@ -35,7 +42,11 @@ def changes_rows(recipe: Recipe) -> bool:
 
     Raises:
         DataError: if a package that this needs is not installed.
+        BackboneError: if there is no such writer of paraphrases.
     """
+    augmentation = recipe.data.augmentation
+    if augmentation and augmentation.paraphrase:
+        require_writer(augmentation.paraphrase)
     is_head = recipe.training.objective in TEXT_HEADS
     return is_head and (searches_label_errors(recipe) or bool(recipe.data.changed))
 
@@ -81,12 +92,22 @@ def read_head_rows(
         rows = concatenate_rows([own, pseudo_rows(recipe, found)])
         added = np.full(len(found.labels), recipe.data.unlabeled.weight)
         weights = np.concatenate([weights, added])
-    if recipe.data.augmentation:
-        spec = recipe.data.augmentation
-        rows = concatenate_rows([rows, augmented_rows(rows, spec, recipe.seed)])
-        weights = np.tile(weights, 1 + spec.copies)
+    if spec := recipe.data.augmentation:
+        if spec.paraphrase:
+            generated[PARAPHRASES] = once(PARAPHRASES, lambda: _paraphrases(recipe, rows))
+        paraphrases = read_paraphrases(generated.get(PARAPHRASES, []))
+        copies, origins = augmented_rows(rows, spec, recipe.seed, paraphrases)
+        rows = concatenate_rows([rows, copies])
+        weights = np.concatenate([weights, weights[origins]])
     named = {row: float(weights[row]) for row in np.flatnonzero(weights != 1).tolist()}
     return TrainingRows(rows, 0, generated, errors, own, named)
+
+
+def _paraphrases(recipe: Recipe, rows: Rows) -> Records:
+    spec = recipe.data.augmentation
+    assert spec is not None
+    found = find_paraphrases(rows, spec, recipe.seed, recipe.data.max_length)
+    return [asdict(one) for one in found]
 
 
 def _recorded(run: RunDirectory | None) -> Mapping[str, Any]:

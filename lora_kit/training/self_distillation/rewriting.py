@@ -9,24 +9,19 @@ learned.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lora_kit.data.rows import Message, Row
-from lora_kit.data.templates import control_tokens
-from lora_kit.data.tokenization import tokenize_prompt
 from lora_kit.modeling.generation import Generator
+from lora_kit.modeling.rewriting import Request, Similarity, rewrite
 from lora_kit.recipe.retention import SelfDistillationSpec
 
 PROMPT = (
     "{question}\n\nThis is the correct answer:\n{answer}\n\nWrite this answer again in your own "
     "words, and nothing else. Keep its meaning, its form and its length."
 )
-# A rewritten answer may have twice the reference's tokens plus this many.
-SLACK = 16
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ def rewrite_answers(
     generator: Generator,
     rows: Sequence[Row],
     spec: SelfDistillationSpec,
-    similarity: Callable[[str, Sequence[str]], float | None],
+    similarity: Similarity,
     max_length: int,
 ) -> list[RewrittenAnswer]:
     """Rewrite the answers of rows that end with one, greedily.
@@ -71,32 +66,25 @@ def rewrite_answers(
     Returns:
         One entry for each row that was not skipped.
     """
-    tokenizer = generator.backbone.tokenizer
-    control = control_tokens(tokenizer)
-    requests: list[tuple[Row, list[int], int]] = []
-    for row in rows:
-        if not row.has_answer or row.tools or row.messages[-1].tool_calls:
-            continue
-        *before, question, answer = row.messages
-        text = PROMPT.format(question=question.content, answer=answer.content)
-        prompt = tokenize_prompt([*before, Message("user", text)], tokenizer)
-        length = len(tokenizer(answer.content)["input_ids"])
-        if len(prompt) <= max_length:
-            requests.append((row, prompt, 2 * length + SLACK))
-    prompts = [prompt for _, prompt, _ in requests]
-    texts = generator.texts(prompts, [limit for *_, limit in requests], sampled=False)
-    answers = []
-    for (row, *_), generated in zip(requests, texts, strict=True):
-        reference, text = row.messages[-1].content, (generated or "").strip()
-        score = similarity(text, [reference]) if text else None
-        taken = (
-            text != ""
-            and (score or 0.0) >= spec.similarity
-            and sorted(_NUMBER.findall(text)) == sorted(_NUMBER.findall(reference))
-            and not (control and control.search(text))
+    asked = [
+        row for row in rows if row.has_answer and not row.tools and not row.messages[-1].tool_calls
+    ]
+    found = rewrite(
+        generator, [_request(row) for row in asked], spec.similarity, similarity, max_length
+    )
+    return [
+        RewrittenAnswer(
+            row.origin, row.messages[-1].content, one.text, one.similarity, one.is_faithful
         )
-        answers.append(RewrittenAnswer(row.origin, reference, text or None, score or 0.0, taken))
-    return answers
+        for row, one in zip(asked, found, strict=True)
+        if one is not None
+    ]
+
+
+def _request(row: Row) -> Request:
+    *before, question, answer = row.messages
+    text = PROMPT.format(question=question.content, answer=answer.content)
+    return Request((*before, Message("user", text)), answer.content)
 
 
 def replace_answers(answers: Sequence[RewrittenAnswer]) -> Callable[[Row], Row]:

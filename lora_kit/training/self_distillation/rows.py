@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import torch
-import transformers
 
 from lora_kit.backbone.load import Backbone
 from lora_kit.data.dataset import is_training_source, mix_replay
@@ -21,12 +15,12 @@ from lora_kit.recipe.data import SELF
 from lora_kit.recipe.objective import TEXT_HEADS
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
-from lora_kit.runtime.cache import cache_directory
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import DataError
-from lora_kit.runtime.files import read_json, write_json
+from lora_kit.runtime.files import read_json
 from lora_kit.runtime.hashes import json_sha256
 from lora_kit.runtime.processes import broadcast_from_main
+from lora_kit.training.generated_records import Records, cached_records, read_records
 from lora_kit.training.head_rows.read import read_head_rows
 from lora_kit.training.self_distillation.replay import generate_replay
 from lora_kit.training.self_distillation.rewriting import (
@@ -35,10 +29,7 @@ from lora_kit.training.self_distillation.rewriting import (
     rewrite_answers,
 )
 
-# Part of the cache key. Raise it when prompts or sampling change.
-VERSION = 2
 REPLAY_KEY, ANSWERS_KEY = "replay", "answers"
-Records = list[dict[str, Any]]
 
 
 def read_training_rows(
@@ -64,7 +55,7 @@ def read_training_rows(
     earlier: dict[str, Records] = {}
     if run is not None and run.self_distillation.is_file():
         path = run.self_distillation
-        earlier = {key: _read_records(path, key) for key in read_json(path, DataError)}
+        earlier = {key: read_records(path, key) for key in read_json(path, DataError)}
     generated: dict[str, Records] = {}
 
     def self_replay(count: int) -> Rows:
@@ -101,7 +92,7 @@ def cached_replay(recipe: Recipe, backbone: Backbone, count: int) -> Records:
         return generate_replay(Generator(backbone, stops), count, max_length)
 
     parts = [REPLAY_KEY, backbone.fingerprint.digest, recipe.seed, count, max_length]
-    return _cached([*parts, *stops], recipe, generate)
+    return broadcast_from_main(lambda: cached_records([*parts, *stops], recipe.seed, generate))
 
 
 def _rewritten_records(recipe: Recipe, backbone: Backbone, rows: Rows) -> Records:
@@ -115,38 +106,4 @@ def _rewritten_records(recipe: Recipe, backbone: Backbone, rows: Rows) -> Record
         return [one.to_dict() for one in answers]
 
     parts = [ANSWERS_KEY, backbone.fingerprint.digest, rows.digest(), spec.similarity, max_length]
-    return _cached([*parts, *stops], recipe, generate)
-
-
-def _cached(parts: list[Any], recipe: Recipe, generate: Callable[[], Records]) -> Records:
-    """Return cached records, or generate them with the recipe's seed in the main process.
-
-    Args:
-        parts: JSON values that determine the records besides library versions.
-        recipe: the recipe with the seed.
-        generate: function that generates the records.
-    """
-    versions = [VERSION, torch.__version__, transformers.__version__]
-    digest = json_sha256([*parts, *versions])
-    path = cache_directory() / "self-distillation" / f"{digest}.json"
-
-    def read_or_generate() -> Records:
-        if path.is_file():
-            return _read_records(path, "records")
-        with torch.random.fork_rng():
-            torch.manual_seed(recipe.seed)
-            records = generate()
-        write_json(path, {"records": records})
-        return records
-
-    return broadcast_from_main(read_or_generate)
-
-
-def _read_records(path: Path, key: str) -> Records:
-    value = read_json(path, DataError).get(key)
-    if not isinstance(value, list):
-        raise DataError(
-            f"{path}: `{key}` is not a list (got {type(value).__name__}). Fix: delete the file, so "
-            "that its rows are generated again"
-        )
-    return value
+    return broadcast_from_main(lambda: cached_records([*parts, *stops], recipe.seed, generate))

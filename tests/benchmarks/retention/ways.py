@@ -17,8 +17,8 @@ class Way:
     Attributes:
         changes: changes of the common recipe.
         rate: learning rate at which the search for the best one begins.
-        scale: scale at which plain LoRA's adapter is used instead of a training; `None` if the way
-            is trained.
+        scale: scale at which plain LoRA's adapter of the same rate is used instead of a training;
+            `None` if the way is trained.
         factor: multiple of plain LoRA's best rate that is taken instead of a search; `None` if the
             rate is searched.
     """
@@ -55,6 +55,7 @@ WAYS: dict[str, Way] = {
     "kl 1": _retention(kl={**KL, "weight": 1.0}),
     "scale 0.75": Way(scale=0.75),
     "scale 0.5": Way(scale=0.5),
+    "rate / 2, scale 0.75": Way(scale=0.75, factor=1 / 2),
     "non-target kl 1": _retention(non_target_kl={"weight": 1.0}),
     "entropy weights": _retention(entropy_weighting={}),
     "ewc 10": _retention(ewc={**REFERENCE, "weight": 10.0}),
