@@ -19,12 +19,12 @@ class RowTask:
     Attributes:
         kind: kind of the task.
         score: score of all items together that recipes are compared by.
-        target: returns the fields of an item with the target of a row.
+        item: returns the fields of an item with a text and the target of its row.
     """
 
     kind: TaskKind
     score: str
-    target: Callable[[Row], dict[str, Any]]
+    item: Callable[[str, Row], dict[str, Any]]
 
 
 def number_fields(numbers: Mapping[str, float]) -> dict[str, Any]:
@@ -33,20 +33,25 @@ def number_fields(numbers: Mapping[str, float]) -> dict[str, Any]:
     return {"score": numbers[SCORE]} if is_single else {"scores": dict(numbers)}
 
 
-def _class(row: Row) -> dict[str, Any]:
-    return {"label": row.label or row.messages[-1].content}
+def _class(text: str, row: Row) -> dict[str, Any]:
+    return {"text": text, "label": row.label or row.messages[-1].content}
 
 
-def _numbers(row: Row) -> dict[str, Any]:
-    return number_fields(row.values or {})
+def _numbers(text: str, row: Row) -> dict[str, Any]:
+    return {"text": text} | number_fields(row.values or {})
 
 
-def _labels(row: Row) -> dict[str, Any]:
-    return {"labels": list(row.labels or ())}
+def _labels(text: str, row: Row) -> dict[str, Any]:
+    return {"text": text, "labels": list(row.labels or ())}
+
+
+def _tags(_: str, row: Row) -> dict[str, Any]:
+    return {"tokens": list(row.words), "tags": list(row.tags or ())}
 
 
 ROW_TASKS: Mapping[HeadObjective, RowTask] = {
     "classification": RowTask("classification", "macro_f1", _class),
     "regression": RowTask("regression", "r2", _numbers),
     "multi-label": RowTask("multi_label", "macro_f1", _labels),
+    "token-classification": RowTask("token_classification", "entity_f1", _tags),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -10,6 +11,7 @@ import numpy as np
 from scipy.special import expit
 
 from lora_kit.backbone.heads import HeadOutputs
+from lora_kit.data.entities import FIRST, OUTSIDE, read_entities
 from lora_kit.data.scored import read_numbers
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.row_tasks import number_fields
@@ -73,11 +75,12 @@ class MonitoredHead(Protocol):
         """Answers, in words, for notes."""
         ...
 
-    def unknown(self, place: int) -> Mapping[str, Any]:
-        """Return fields for a text whose target is not known; the score against it is not read.
+    def item(self, place: int, text: str) -> Mapping[str, Any]:
+        """Return the fields of a text without a target: any will do, its score is not read.
 
         Args:
             place: number of the text.
+            text: the text.
         """
         ...
 
@@ -94,10 +97,10 @@ class ClassHead:
     objective: ClassVar[HeadObjective] = "classification"
     answers: ClassVar[str] = "predicted classes"
 
-    def unknown(self, place: int) -> Mapping[str, Any]:
+    def item(self, place: int, text: str) -> Mapping[str, Any]:
         """See `MonitoredHead`."""
         del place
-        return {"label": self.names[0]}
+        return {"text": text, "label": self.names[0]}
 
     def signals(self, answers: Answers) -> list[Signal]:
         """See `MonitoredHead`."""
@@ -116,9 +119,9 @@ class NumberHead:
     objective: ClassVar[HeadObjective] = "regression"
     answers: ClassVar[str] = "predicted numbers"
 
-    def unknown(self, place: int) -> Mapping[str, Any]:
+    def item(self, place: int, text: str) -> Mapping[str, Any]:
         """See `MonitoredHead`; equal numbers would have no variance to divide errors by."""
-        return number_fields(dict.fromkeys(self.names, float(place)))
+        return {"text": text} | number_fields(dict.fromkeys(self.names, float(place)))
 
     def signals(self, answers: Answers) -> list[Signal]:
         """See `MonitoredHead`."""
@@ -140,9 +143,9 @@ class LabelHead:
     objective: ClassVar[HeadObjective] = "multi-label"
     answers: ClassVar[str] = "predicted labels"
 
-    def unknown(self, place: int) -> Mapping[str, Any]:
+    def item(self, place: int, text: str) -> Mapping[str, Any]:
         """See `MonitoredHead`; each label in turn, since some scores need texts with it."""
-        return {"labels": [self.names[place % len(self.names)]]}
+        return {"text": text, "labels": [self.names[place % len(self.names)]]}
 
     def signals(self, answers: Answers) -> list[Signal]:
         """See `MonitoredHead`."""
@@ -158,12 +161,64 @@ class LabelHead:
         ]
 
 
-HEADS = {one.objective: one for one in (ClassHead, NumberHead, LabelHead)}
+@dataclass(frozen=True)
+class TagHead:
+    """Head of words: types and share of entities, and its confidence in the tags."""
+
+    names: tuple[str, ...]
+    objective: ClassVar[HeadObjective] = "token-classification"
+    answers: ClassVar[str] = "predicted entities"
+
+    def item(self, place: int, text: str) -> Mapping[str, Any]:
+        """See `MonitoredHead`; words are what white space separates."""
+        del place
+        words = text.split()
+        first = next(name for name in self.names if name.startswith(FIRST))
+        return {"tokens": words, "tags": [first, *[OUTSIDE] * (len(words) - 1)]}
+
+    def signals(self, answers: Answers) -> list[Signal]:
+        """See `MonitoredHead`."""
+        found = [read_entities(one.output) if one.output else () for one in answers.every]
+        types = sorted({name.removeprefix(FIRST) for name in self.names if name.startswith(FIRST)})
+        # The type of most entities; 0 for a text without one.
+        most = [
+            1 + types.index(Counter(one.name for one in of_text).most_common(1)[0][0])
+            if of_text
+            else 0
+            for of_text in found
+        ]
+        texts = zip(found, answers.every, strict=True)
+        covered = [
+            sum(one.end - one.start for one in of_text) / max(len(entry.prompt.split()), 1)
+            for of_text, entry in texts
+        ]
+        return [
+            answers.classes(most),
+            answers.values(
+                ("entities", "Words of entities", "mean share of a text's words"),
+                np.array(covered),
+            ),
+            answers.values(
+                ("confidence", "Confidence in the tags", "mean probability of the predicted tag"),
+                np.array([self._confidence(one) for one in answers.every]),
+            ),
+        ]
+
+    def _confidence(self, entry: Entry) -> float:
+        of_words = np.array(entry.log_likelihoods).reshape(-1, len(self.names))
+        return float(np.exp(of_words.max(axis=1)).mean()) if len(of_words) else 1.0
 
 
-def monitored_head(outputs: HeadOutputs) -> MonitoredHead:
-    """Return how a head of `HEADS` is monitored."""
-    return HEADS[outputs.kind](outputs.names)
+HEADS = {one.objective: one for one in (ClassHead, NumberHead, LabelHead, TagHead)}
+
+
+def monitored_head(outputs: HeadOutputs | None) -> MonitoredHead | None:
+    """Return how a head of `HEADS` is monitored; `None` for a model that gives texts a loss.
+
+    Args:
+        outputs: outputs of the head; `None` for a language model.
+    """
+    return HEADS[outputs.kind](outputs.names) if outputs and outputs.kind in HEADS else None
 
 
 def _clusters(entries: Sequence[Entry]) -> list[str]:

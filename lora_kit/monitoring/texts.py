@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_kit.data.columns import list_columns
+from lora_kit.data.entities import parse_words
 from lora_kit.data.files.readers import TableRequest
 from lora_kit.data.files.tables import read_table
 from lora_kit.data.formats import FORMATS, parse_row
@@ -109,6 +110,8 @@ def _texts(
 ) -> Iterator[StreamText]:
     for value, origin in read_table(TableRequest(str(path), field)):
         raw = drop_nulls(value)
+        if "tokens-tags" in formats and "tokens" in raw and raw.keys().isdisjoint(("tags", "text")):
+            raw |= {"text": " ".join(parse_words(raw["tokens"], origin))}
         # Without a target, a row is a text.
         has_target = (name for name in formats if set(FORMATS[name].fields) <= set(raw))
         row = parse_row(answered(raw), origin, next(has_target, "auto"))

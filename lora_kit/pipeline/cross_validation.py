@@ -123,9 +123,9 @@ def _judged(recipe: Recipe, others: Rows, own: Rows, directory: Path) -> TaskVer
 
 def _written(path: Path, recipe: Recipe, rows: Sequence[Row]) -> Path:
     """Write rows as they are read by a recipe and by a task."""
-    target, has_classes = _task(recipe).target, _has_classes(recipe)
+    item, has_classes = _task(recipe).item, _has_classes(recipe)
     lines = [
-        {"id": row.origin, "text": text_of(row), **target(row)}
+        {"id": row.origin, **item(text_of(row), row)}
         | ({"cluster": row.cluster} if has_classes else {})
         for row in rows
     ]

@@ -38,7 +38,7 @@ class MonitoredModel:
 
     Attributes:
         session: run with its base and adapter as the only arms.
-        head: head of a text; `None` for a language model.
+        head: head of a text; `None` for a language model, masked or not.
     """
 
     session: Session
@@ -49,14 +49,14 @@ class MonitoredModel:
         """Load the backbone and the adapter.
 
         Raises:
-            EvaluationError: for a head of words, pairs or vectors.
+            EvaluationError: for a head of pairs or vectors.
             LoraKitError: if the backbone is gone, or not the one of the training.
         """
         objective = target.recipe.training.objective
-        if objective in HEADED and objective not in HEADS:
+        if objective in HEADED and objective not in (*HEADS, "mlm"):
             raise EvaluationError(
-                f"{target.root}: --model: such a head gives a text neither a loss, a class, labels "
-                f"nor numbers (got training.objective {objective}). Fix: drop --model"
+                f"{target.root}: --model: such a head gives a text neither a loss, a class, labels,"
+                f" tags nor numbers (got training.objective {objective}). Fix: drop --model"
             )
         session = open_run(target.root)
         spec = session.recipe.evaluation.model_copy(
@@ -64,7 +64,7 @@ class MonitoredModel:
         )
         recipe = session.recipe.model_copy(update={"evaluation": spec})
         head = session.backbone.head
-        monitored = monitored_head(head.outputs) if head else None
+        monitored = monitored_head(head.outputs if head else None)
         return cls(dataclasses.replace(session, recipe=recipe), monitored)
 
     def signals(
@@ -111,11 +111,10 @@ class MonitoredModel:
         """Return the adapter's results on texts, in their order."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            rows: list[dict[str, Any]] = [
-                {"id": str(number), "text": text} for number, text in enumerate(texts)
+            rows = [
+                {"id": str(n), **(self.head.item(n, text) if self.head else {"text": text})}
+                for n, text in enumerate(texts)
             ]
-            if self.head is not None:
-                rows = [row | dict(self.head.unknown(n)) for n, row in enumerate(rows)]
             suite = self._suite(rows, folder, SUITE, {})
             evaluate(self.session, [str(suite)], output=folder / "results", stopping="none")
             ledger = Ledger(folder / "results" / LEDGER)
@@ -125,7 +124,8 @@ class MonitoredModel:
     def judge(self, stream: Sequence[StreamText], output: Path) -> LabelledVerdict | None:
         """Judge the adapter against its base on the texts that have answers; `None` without any.
 
-        A head by the score of its task, a language model by the loss of the answers.
+        A head by the score of its task, a language model by the loss of the answers; a masked one
+        knows no answers.
 
         Args:
             stream: texts.
@@ -135,7 +135,8 @@ class MonitoredModel:
             DataError: if a target is none of the head's outputs.
         """
         labelled = [one for one in stream if one.has_answer]
-        if not labelled:
+        is_masked = self.head is None and self.session.backbone.head is not None
+        if not labelled or is_masked:
             return None
         fields = {"cluster": "cluster"} if labelled[0].cluster else {}
         rows = [self._labelled(one) | dict.fromkeys(fields, one.cluster) for one in labelled]
@@ -146,8 +147,7 @@ class MonitoredModel:
 
     def _labelled(self, one: StreamText) -> dict[str, Any]:
         if self.head is not None:
-            target = ROW_TASKS[self.head.objective].target(one.row)
-            return {"id": one.origin, "text": one.text, **target}
+            return {"id": one.origin, **ROW_TASKS[self.head.objective].item(one.text, one.row)}
         turns = [
             {"role": turn.role, "content": turn.content, **dict(turn.extra)}
             | ({"tool_calls": list(turn.tool_calls)} if turn.tool_calls else {})

@@ -16,7 +16,9 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import EvaluationError
 from tests.classifying import WORDS, classes_recipe
+from tests.entities import entities_recipe
 from tests.head_recipes import write_lines
+from tests.masking import mlm_recipe
 from tests.monitoring.judged import sentences, write_judged_run, write_stream
 from tests.scoring import numbers_recipe
 from tests.tagging import labels_recipe
@@ -118,8 +120,36 @@ def _monitored(folder: Path, stream: Sequence[Mapping[str, Any]]) -> Monitoring:
     )
 
 
-@pytest.mark.parametrize("objective", ["reward", "embedding", "token-classification"])
-def test_a_head_of_pairs_or_words_is_not_loaded(tmp_path: Path, objective: str) -> None:
+def test_tags_are_monitored_and_judged(tiny_encoder: Path, tmp_path: Path) -> None:
+    session = pipeline.train(entities_recipe(tiny_encoder, tmp_path), tmp_path / "run").session
+    pipeline.evaluate(session)
+    stream: list[dict[str, Any]] = [{"text": f"note {n} of  an apple"} for n in range(20)]
+    stream += [{"tokens": ["by", "plum"], "tags": ["O", "B-place"]} for _ in range(10)]
+    stream[1] = {"tokens": ["note", "1", "of", "a", "plum"]}
+    found = _monitored(tmp_path, stream)
+    names = ["words", "length", "classes", "entities", "confidence"]
+    assert [one.name for one in found.signals] == names
+    confidence = found.signals[4]
+    # Of five tags.
+    assert all(1 / 5 <= value <= 1 for value in (*confidence.values, confidence.reference))
+    assert all(0 <= value <= 1 for value in found.signals[3].values)
+    assert found.verdict is not None
+    assert found.verdict.items == 10
+
+
+def test_a_masked_language_model_is_monitored_by_its_losses(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    session = pipeline.train(mlm_recipe(tiny_encoder, tmp_path), tmp_path / "run").session
+    pipeline.evaluate(session)
+    found = _monitored(tmp_path, [{"text": f"note {n} of an apple"} for n in range(30)])
+    assert [one.name for one in found.signals] == ["words", "length", "loss"]
+    assert all(0 < value < 20 for value in (*found.signals[2].values, found.signals[2].reference))
+    assert found.verdict is None
+
+
+@pytest.mark.parametrize("objective", ["reward", "embedding"])
+def test_a_head_of_pairs_is_not_loaded(tmp_path: Path, objective: str) -> None:
     run = write_judged_run(tmp_path)
     recipe = Recipe.load(run / "recipe.yaml")
     training = recipe.training.model_copy(update={"objective": objective})
