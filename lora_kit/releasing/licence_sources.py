@@ -41,9 +41,9 @@ def _use(field: str) -> str:
     if field == "retention.early_stopping":
         return "validation"
     section, name, *_ = field.split(".")
-    if section == "retention" or name in ("replay", "validation"):
-        return section if section == "retention" else name
-    return "train"
+    if section == "retention":
+        return section
+    return name if name in ("replay", "validation") else "train"
 
 
 def without_folders(reference: str) -> str:

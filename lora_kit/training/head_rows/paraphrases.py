@@ -134,7 +134,8 @@ def find_paraphrases(
                 found += [asdict(Paraphrase.of(copy, turn, one)) for turn, one in pairs]
         return found
 
-    parts = ["paraphrases", PROMPT, identity, turns, spec.copies, least, max_length, seed]
+    parts = ["paraphrases", PROMPT, identity, turns, spec.copies, least, max_length]
+    parts += [seed] if spec.copies > 1 else []  # nothing is sampled for the first copy
     found = read_paraphrases(cached_records(parts, seed, generate))
     _tell(found, writer.model)
     return found
