@@ -117,19 +117,13 @@ def refuse_distributed_head(context: PreflightContext) -> None:
     """Refuse with TrainingError to shard a new output head, or to train it alone in parallel.
 
     Sharding is refused for every model without an output head of its own, several processes only
-    for `adapter.method: head` and embeddings.
+    for `adapter.method: head`.
     """
     launch, recipe = context.launch, context.recipe
     if launch.partitioned:
         raise TrainingError(
             f"training.objective: {recipe.training.objective} keeps the full head in each process, "
             f"which FSDP and DeepSpeed would shard. {DDP_FIX}"
-        )
-    if recipe.training.objective == "embedding" and launch.processes > 1:
-        raise TrainingError(
-            "training.objective: embedding trains on one process, so that the negatives of a pair "
-            f"are those of the whole step (got {launch.processes} processes). Fix: start lora-kit "
-            "without a launcher; training.micro_batch_size lowers the memory of a step"
         )
     if recipe.adapter.method == "head" and launch.processes > 1:
         raise TrainingError(

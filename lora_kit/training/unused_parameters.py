@@ -41,8 +41,9 @@ def may_be_unused(inputs: TrainingInputs) -> bool:
     device = inputs.backbone.model.device
     with eval_mode(model), torch.enable_grad():
         with torch.autocast(device.type, dtype) if half else nullcontext():
-            logits = model(**_short_example(inputs, device)).logits
-        found = torch.autograd.grad(logits.float().sum(), list(trained.values()), allow_unused=True)
+            # Logits, or hidden states of a model without an output head.
+            output: torch.Tensor = model(**_short_example(inputs, device))[0]
+        found = torch.autograd.grad(output.float().sum(), list(trained.values()), allow_unused=True)
     return any(gradient is None for gradient in found)
 
 

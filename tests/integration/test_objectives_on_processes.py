@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lora_kit.recipe.recipe import Recipe
+from tests.embedding import embedding_recipe
 from tests.integration.objectives_in_turn import Job, train
 from tests.integration.test_processes import QUIZ, SETTINGS, gradient, launched, start
 from tests.preferring import OBJECTIVES, recipe_of
@@ -21,8 +22,8 @@ from tests.training.cut import with_training
 
 pytestmark = pytest.mark.slow
 # The reward model that is trained first gives rewards to grpo.
-TRAINED = ("reward", *OBJECTIVES)
-STEPS = {"dpo": 6, "kto": 6, "orpo": 3, "reward": 3, "grpo": 3, "sdft": 3}
+TRAINED = ("reward", "embedding", *OBJECTIVES)
+STEPS = {"dpo": 6, "kto": 6, "orpo": 3, "reward": 3, "embedding": 3, "grpo": 3, "sdft": 3}
 # TRL averages these over forward passes, which hold answers in random order.
 AVERAGED = {"grpo": {"kl", "entropy"}}
 
@@ -50,7 +51,10 @@ def recipe_for(objective: str, tiny: Path, folder: Path) -> Recipe:
         return recipe_of(
             tiny, folder, objective, epochs=epochs, warmup_ratio=0.0, micro_batch_size=2
         )
-    if objective == "reward":
+    if objective == "embedding":
+        (own := folder / "pairs").mkdir()
+        document = embedding_recipe(tiny, own, training=sizes).model_dump(mode="json")
+    elif objective == "reward":
         document = reward_recipe(tiny, folder, training=sizes).model_dump(mode="json")
     else:
         document = recipe_of(tiny, folder, objective, **sizes).model_dump(mode="json")

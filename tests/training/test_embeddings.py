@@ -18,13 +18,14 @@ from lora_kit.backbone.files import resolve
 from lora_kit.backbone.heads import embedding_outputs, pad_right
 from lora_kit.backbone.load import load
 from lora_kit.modeling.embeddings import embed_batch, embed_rows
-from lora_kit.preflight.context import PreflightContext
-from lora_kit.preflight.launch_checks import refuse_distributed_head
 from lora_kit.recipe.backbone import BackboneSpec
 from lora_kit.recipe.embedding import Pooling
-from lora_kit.runtime.errors import BackboneError, TrainingError
-from lora_kit.runtime.launch import Launch
-from lora_kit.training.preferences.cached_gradients import backward_in_passes
+from lora_kit.runtime.errors import BackboneError
+from lora_kit.training.preferences.cached_gradients import (
+    ALONE,
+    Processes,
+    backward_in_passes,
+)
 from lora_kit.training.preferences.contrast import Contrast
 from tests.embedding import embedding_recipe, unit
 
@@ -101,6 +102,52 @@ def test_cached_gradients_are_those_of_one_pass(tiny_encoder: Path) -> None:
     assert torch.allclose(gradients(), expected, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("texts_per_pass", [2, 12])
+def test_processes_share_the_texts_of_a_step(texts_per_pass: int) -> None:
+    """Three processes, one of which has a text less, and a fourth without any."""
+    texts = [tuple(range(1, 2 + n)) for n in (4, 1, 3, 2, 5)]
+    values = torch.linspace(-1, 1, 28).reshape(7, 4).sin()
+
+    def loss_of(given: torch.Tensor) -> torch.Tensor:
+        return (given @ given.T).exp().sum()
+
+    def run(texts: Any, processes: Processes = ALONE) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = values.clone().requires_grad_()
+
+        def embed(some: Any) -> torch.Tensor:
+            return torch.stack([weight[len(one)] * weight[0] for one in some])
+
+        device = torch.device("cpu")
+        backward = torch.Tensor.backward
+        loss = backward_in_passes(
+            texts, texts_per_pass, embed, loss_of, backward, device, processes
+        )
+        assert weight.grad is not None
+        return loss, weight.grad
+
+    def shared(texts: Any, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Let each process gather what all would have sent; return loss and mean gradient."""
+        sent: list[torch.Tensor] = []
+
+        def record(own: torch.Tensor) -> torch.Tensor:
+            sent.append(own.clone())
+            return own.repeat(count, 1)
+
+        for index in range(count):
+            run(texts, Processes(index, count, record))
+        every = torch.cat(sent)
+        found = [run(texts, Processes(n, count, lambda _: every.clone())) for n in range(count)]
+        losses, gradients = zip(*found, strict=True)
+        assert len({loss.item() for loss in losses}) == 1
+        return losses[0], torch.stack(gradients).mean(0)
+
+    for some, count in ((texts, 3), (texts[:3], 4)):
+        loss, gradient = run(some)
+        found = shared(some, count)
+        assert found[0].item() == pytest.approx(loss.item(), rel=1e-6)
+        assert torch.allclose(found[1], gradient, rtol=1e-5, atol=1e-6)
+
+
 def test_dropout_draws_the_same_numbers_in_both_passes_over_a_text() -> None:
     weight, seen = torch.ones(8, requires_grad=True), list[torch.Tensor]()
 
@@ -168,9 +215,3 @@ def test_vectors_of_a_text_do_not_depend_on_its_batch_and_have_length_one(tiny: 
             assert torch.allclose(vector, states.mean(0) / states.mean(0).norm(), atol=1e-6)
     with pytest.raises(BackboneError, match=r"embedding\.pooling: .*\(got cls\)"):
         load(resolve(spec), spec, embedding_outputs("cls"))
-
-
-def test_several_processes_are_refused(tiny: Path, tmp_path: Path) -> None:
-    context = PreflightContext(embedding_recipe(tiny, tmp_path), Launch(processes=2))
-    with pytest.raises(TrainingError, match=r"trains on one process, .*\(got 2 processes\)"):
-        refuse_distributed_head(context)

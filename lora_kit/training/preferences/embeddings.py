@@ -12,7 +12,7 @@ from lora_kit.backbone.heads import Head
 from lora_kit.data.units import Unit
 from lora_kit.modeling.embeddings import embed_rows
 from lora_kit.recipe.embedding import EmbeddingSpec
-from lora_kit.training.preferences.cached_gradients import backward_in_passes
+from lora_kit.training.preferences.cached_gradients import Processes, backward_in_passes
 from lora_kit.training.preferences.contrast import Contrast
 from lora_kit.training.preferences.trainers import PreferenceTrainer
 
@@ -27,7 +27,7 @@ class EmbeddingTrainer(PreferenceTrainer):
     """transformers' Trainer with InfoNCE over the pairs of a step.
 
     The negatives of a pair are the other texts of the step, which goes through the model at once,
-    or in passes with cached gradients.
+    or in passes with cached gradients. Processes share the texts of a step and exchange vectors.
 
     Logged per step: `accuracy`, the share of its anchors whose positive is the nearest text.
     """
@@ -71,22 +71,25 @@ class EmbeddingTrainer(PreferenceTrainer):
         del num_items_in_batch
         model.train()
         units: Sequence[Unit] = inputs["units"]
-        self.rows = inputs["rows"]
+        process = self.args.process_index
+        self.rows = inputs["rows"][process :: self.args.world_size]
         self.tokens += sum(len(e.input_ids) for unit in units for e in unit.examples)
         contrast = Contrast.of(units)
-        embed, loss_of = partial(self._embed, model), partial(self._loss, contrast)
-        if self._pairs_per_pass is not None and self._pairs_per_pass < len(units):
-            return backward_in_passes(
-                contrast.texts,
-                2 * self._pairs_per_pass,
-                embed,
-                loss_of,
-                self.accelerator.backward,
-                self.args.device,
-            )
-        loss = loss_of(embed(contrast.texts))
-        self.accelerator.backward(loss)
-        return loss.detach()
+        pairs = self._pairs_per_pass or len(units)
+        return backward_in_passes(
+            contrast.texts,
+            len(contrast.texts) if pairs >= len(units) else 2 * pairs,
+            partial(self._embed, model),
+            partial(self._loss, contrast),
+            self.accelerator.backward,
+            self.args.device,
+            Processes(
+                process,
+                self.args.world_size,
+                self.accelerator.gather,
+                partial(self.accelerator.no_sync, model),
+            ),
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the accuracy of the last step with its loss."""
