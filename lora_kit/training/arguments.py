@@ -55,6 +55,9 @@ def training_arguments(kind: type[Arguments], inputs: TrainingInputs, **own: Any
         use_cpu=state.device.type == "cpu",
         # transformers would search every forward pass of a PEFT model.
         ddp_find_unused_parameters=is_data_parallel and may_be_unused(inputs),
+        # Buffers of a backbone are the same everywhere. To broadcast them in each forward pass
+        # would wait for ever where processes have unlike numbers of passes.
+        ddp_broadcast_buffers=False,
         remove_unused_columns=False,
         seed=recipe.seed,
         data_seed=recipe.seed,

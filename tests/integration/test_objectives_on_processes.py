@@ -13,7 +13,8 @@ import yaml
 from safetensors.torch import load_file
 
 from lora_kit.recipe.recipe import Recipe
-from tests.embedding import embedding_recipe
+from tests.embedding import embedding_recipe, pairs
+from tests.head_recipes import write_lines
 from tests.integration.objectives_in_turn import Job, train
 from tests.integration.test_processes import QUIZ, SETTINGS, gradient, launched, start
 from tests.preferring import OBJECTIVES, recipe_of
@@ -22,8 +23,9 @@ from tests.training.cut import with_training
 
 pytestmark = pytest.mark.slow
 # The reward model that is trained first gives rewards to grpo.
-TRAINED = ("reward", "embedding", *OBJECTIVES)
-STEPS = {"dpo": 6, "kto": 6, "orpo": 3, "reward": 3, "embedding": 3, "grpo": 3, "sdft": 3}
+# An embedding has a step in passes of one pair, and a step at once.
+TRAINED = ("reward", "embedding", "embedding-at-once", *OBJECTIVES)
+STEPS = dict.fromkeys(TRAINED, 3) | {"dpo": 6, "kto": 6}
 # TRL averages these over forward passes, which hold answers in random order.
 AVERAGED = {"grpo": {"kl", "entropy"}}
 
@@ -51,9 +53,15 @@ def recipe_for(objective: str, tiny: Path, folder: Path) -> Recipe:
         return recipe_of(
             tiny, folder, objective, epochs=epochs, warmup_ratio=0.0, micro_batch_size=2
         )
-    if objective == "embedding":
-        (own := folder / "pairs").mkdir()
+    if objective.startswith("embedding"):
+        (own := folder / objective).mkdir()
+        if objective == "embedding-at-once":
+            sizes.pop("micro_batch_size")
         document = embedding_recipe(tiny, own, training=sizes).model_dump(mode="json")
+        # Texts of unlike lengths do not share a forward pass.
+        lines = [one | {"anchor": n % 2 * "a long text of " + one["anchor"]}
+                 for n, one in enumerate(pairs(48))]  # fmt: skip
+        write_lines(own / "train.jsonl", lines)
     elif objective == "reward":
         document = reward_recipe(tiny, folder, training=sizes).model_dump(mode="json")
     else:
