@@ -37,13 +37,19 @@ class Rewritten:
     Attributes:
         text: new text; `None` if it did not end within its limit.
         similarity: chrF against the original, 0 to 100.
-        is_faithful: true if it is as similar as was asked for, and has the original's numbers and
-            no control tokens.
+        is_similar: true if it is as similar as was asked for.
+        keeps_numbers: true if it has the original's numbers, and no control tokens.
     """
 
     text: str | None
     similarity: float
-    is_faithful: bool
+    is_similar: bool
+    keeps_numbers: bool
+
+    @property
+    def is_faithful(self) -> bool:
+        """Return true if it may stand in place of the original."""
+        return self.is_similar and self.keeps_numbers
 
 
 def rewrite(
@@ -54,7 +60,7 @@ def rewrite(
     max_length: int,
     sampled: bool = False,
 ) -> list[Rewritten | None]:
-    """Let the base write texts again.
+    """Let a language model write texts again.
 
     Args:
         generator: generator of a language model.
@@ -78,11 +84,10 @@ def rewrite(
     for number, generated in zip(asked, texts, strict=True):
         original, text = requests[number].original, (generated or "").strip()
         score = (similarity(text, [original]) if text else None) or 0.0
-        is_faithful = (
-            text != ""
-            and score >= least
-            and sorted(_NUMBER.findall(text)) == sorted(_NUMBER.findall(original))
-            and not (control and control.search(text))
+        keeps_numbers = sorted(_NUMBER.findall(text)) == sorted(_NUMBER.findall(original))
+        has_control = bool(control and control.search(text))
+        is_similar = text != "" and score >= least
+        found[number] = Rewritten(
+            text or None, score, is_similar, keeps_numbers and not has_control
         )
-        found[number] = Rewritten(text or None, score, is_faithful)
     return found

@@ -189,7 +189,7 @@ class TagHead:
         ]
         texts = zip(found, answers.every, strict=True)
         covered = [
-            sum(one.end - one.start for one in of_text) / max(len(entry.prompt.split()), 1)
+            sum(one.end - one.start for one in of_text) / max(len(self._of_words(entry)), 1)
             for of_text, entry in texts
         ]
         return [
@@ -204,9 +204,14 @@ class TagHead:
             ),
         ]
 
+    def _of_words(self, entry: Entry) -> Floats:
+        """Return the log-probabilities of the tags, (words, tags) float64."""
+        return np.array(entry.log_likelihoods).reshape(-1, len(self.names))
+
     def _confidence(self, entry: Entry) -> float:
-        of_words = np.array(entry.log_likelihoods).reshape(-1, len(self.names))
-        return float(np.exp(of_words.max(axis=1)).mean()) if len(of_words) else 1.0
+        of_words = self._of_words(entry)
+        # A text that was cut before its first word says nothing.
+        return float(np.exp(of_words.max(axis=1)).mean()) if len(of_words) else np.inf
 
 
 HEADS = {one.objective: one for one in (ClassHead, NumberHead, LabelHead, TagHead)}

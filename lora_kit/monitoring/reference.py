@@ -21,6 +21,7 @@ from lora_kit.evaluation.suite import Suite
 from lora_kit.evaluation.verdict_file import read_suites
 from lora_kit.monitoring.target import MonitoredAdapter
 from lora_kit.monitoring.texts import read_texts, row_text
+from lora_kit.recipe.objective import FORMATS_OF
 from lora_kit.runtime.errors import DataError, EvaluationError
 
 LEAST_REFERENCE = 40
@@ -111,7 +112,8 @@ def read_reference(
             are too few texts.
     """
     if given is not None:
-        read = read_texts(given, "--reference", cluster)
+        formats = FORMATS_OF.get(target.recipe.training.objective, ())
+        read = read_texts(given, "--reference", cluster, formats)
         texts = [ReferenceText(one.text, one.cluster or one.origin) for one in read]
         return _enough(Reference(tuple(texts), (f"{len(texts):,} texts of {given}",)))
     judged = judged_texts(target)

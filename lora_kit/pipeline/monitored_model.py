@@ -125,7 +125,7 @@ class MonitoredModel:
         """Judge the adapter against its base on the texts that have answers; `None` without any.
 
         A head by the score of its task, a language model by the loss of the answers; a masked one
-        knows no answers.
+        is not judged.
 
         Args:
             stream: texts.

@@ -73,7 +73,11 @@ def monitor(request: MonitorRequest) -> Monitoring:
         more, verdict, left_out = _with_model(target, stream, windows, request.output)
         signals += more
         notes += left_out
-    elif answered:
+    if answered and target.recipe.training.objective == "mlm":
+        notes.append(
+            f"{answered:,} texts have an answer, by which no masked language model is judged."
+        )
+    elif answered and not request.model:
         notes.append(
             f"{answered:,} texts have an answer: with --model, the adapter is judged on them."
         )

@@ -64,9 +64,8 @@ def _examples_per_own_row(session: Session) -> float:
     """Return the examples of an epoch by those that are the recipe's own."""
     spec, run = session.recipe.data.augmentation, session.run
     examples = int(run.load_record().get("data", {}).get("used", 0))
-    found = {}
-    if run.self_distillation.is_file():
-        found = read_json(run.self_distillation, EvaluationError)
+    has_found = session.recipe.data.unlabeled or (spec and spec.paraphrase)
+    found = read_json(run.self_distillation, EvaluationError) if has_found else {}
     added = len(found.get(PSEUDO_LABELS, {}).get("labels", ()))
     if spec and spec.paraphrase:
         taken = [one for one in read_paraphrases(found.get(PARAPHRASES, [])) if one.found == TAKEN]

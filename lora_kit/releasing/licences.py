@@ -148,7 +148,7 @@ def licence_notes(works: Sequence[LicensedWork]) -> tuple[LicenceNote, ...]:
     derivative works are reported rather than left out.
 
     Args:
-        works: the base model, a teacher and the data sources.
+        works: the base model, a teacher, a writer and the data sources.
     """
     base = next(work for work in works if work.used == "base")
     # Validation rows do not influence the weights.

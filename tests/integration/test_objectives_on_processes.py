@@ -34,7 +34,8 @@ def recipe_for(objective: str, tiny: Path, folder: Path) -> Recipe:
     """Return a recipe of three steps, or of six where one is resumed.
 
     Seven rows in steps of three and passes of one (kto: of six and of three): one process has two
-    passes of a step and the other one, and in an epoch's last step, of one row, the other has none.
+    passes of a step and the other one, and in an epoch's last step, of one row, the other has none
+    (embeddings: of nine texts, a process has three passes and the other two, or all at once).
     """
     epochs = STEPS[objective] // 3
     sizes = {"batch_size": 3, "micro_batch_size": 1, "epochs": epochs, "warmup_ratio": 0.0}
@@ -59,8 +60,9 @@ def recipe_for(objective: str, tiny: Path, folder: Path) -> Recipe:
             sizes.pop("micro_batch_size")
         document = embedding_recipe(tiny, own, training=sizes).model_dump(mode="json")
         # Texts of unlike lengths do not share a forward pass.
-        lines = [one | {"anchor": n % 2 * "a long text of " + one["anchor"]}
-                 for n, one in enumerate(pairs(48))]  # fmt: skip
+        lines = pairs(48)
+        for n, one in enumerate(lines):
+            one |= {"negative": f"none {n}", "anchor": n % 2 * "a long text of " + one["anchor"]}
         write_lines(own / "train.jsonl", lines)
     elif objective == "reward":
         document = reward_recipe(tiny, folder, training=sizes).model_dump(mode="json")

@@ -142,7 +142,9 @@ def test_a_masked_language_model_is_monitored_by_its_losses(
 ) -> None:
     session = pipeline.train(mlm_recipe(tiny_encoder, tmp_path), tmp_path / "run").session
     pipeline.evaluate(session)
-    found = _monitored(tmp_path, [{"text": f"note {n} of an apple"} for n in range(30)])
+    stream = [{"text": f"note {n} of an apple"} for n in range(29)]
+    found = _monitored(tmp_path, [*stream, {"prompt": "note", "completion": "29"}])
+    assert "1 texts have an answer, by which no masked language model is judged." in found.notes
     assert [one.name for one in found.signals] == ["words", "length", "loss"]
     assert all(0 < value < 20 for value in (*found.signals[2].values, found.signals[2].reference))
     assert found.verdict is None

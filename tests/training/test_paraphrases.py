@@ -49,9 +49,11 @@ def _recipe(model: Path, folder: Path, spec: AugmentationSpec, *arms: str) -> Re
     return Recipe.model_validate(document)
 
 
-def _every_other(_generator: Any, requests: Sequence[Request], *_: Any) -> list[Rewritten | None]:
+def _every_other(
+    _generator: Any, requests: Sequence[Request], *_: Any, sampled: bool
+) -> list[Rewritten | None]:
     return [
-        Rewritten(f"{one.original} in other words", 60.0, n % 2 == 0)
+        Rewritten(f"{one.original} in {'yet' * sampled} other words", 60.0, n % 2 == 0, True)
         for n, one in enumerate(requests)
     ]
 
@@ -59,13 +61,19 @@ def _every_other(_generator: Any, requests: Sequence[Request], *_: Any) -> list[
 def test_a_text_is_taken_or_the_reason_is_known() -> None:
     turn = ("rows:1", "Close the file.")
 
-    def found(text: str | None, is_faithful: bool = True) -> str:
-        return Paraphrase.of(1, turn, Rewritten(text, 50.0, is_faithful)).found
+    def found(text: str | None, is_similar: bool = True, keeps: bool = True) -> str:
+        rewritten = Rewritten(text, 50.0, is_similar, keeps)
+        return Paraphrase.of(2, turn, rewritten, ["Have it shut."]).found
 
     assert found("Shut it.") == "taken"
-    assert found("Shut it.", is_faithful=False) == "unlike the row"
-    assert found('"close  the file"') == "in the same words"
-    assert found(None, is_faithful=False) == "not ended"
+    assert found("Shut it.", is_similar=False) == "unlike the row"
+    assert found("Shut 2.", keeps=False) == "with other numbers or control tokens"
+    assert (
+        found('"close  the file"')
+        == found("have it SHUT")
+        == ("in the words of the row or of another copy")
+    )
+    assert found(None, is_similar=False) == "not ended"
     assert Paraphrase.of(1, turn, None).found == "too long for the prompt"
 
 
@@ -89,7 +97,8 @@ def test_rows_in_other_words_are_trained_on_and_read_again_from_the_run(
     # Two copies of every other row, each with the target of its row.
     assert len(copies) == 24
     for row, copy in zip([*own[::2], *own[::2]], copies, strict=True):
-        assert copy.messages[0].content == f"{row.messages[0].content} in other words"
+        words = copy.messages[0].content.replace(" in yet other words", " in  other words")
+        assert words == f"{row.messages[0].content} in  other words"
         assert (copy.label, copy.cluster) == (row.label, row.cluster)
     monkeypatch.setattr(f"{MODULE}.rewrite", None)
     session = open_run(tmp_path / "run")

@@ -32,11 +32,12 @@ WRITER = f"{FIELD}.writer"
 PROMPT = "Rewrite this text in other words:\n\n{text}"
 TAKEN = "taken"
 # Reasons why a text is left out.
-REASONS = TOO_LONG, UNENDED, UNLIKE, SAME = (
+REASONS = TOO_LONG, UNENDED, UNLIKE, OTHER_NUMBERS, SAME = (
     "too long for the prompt",
     "not ended",
     "unlike the row",
-    "in the same words",
+    "with other numbers or control tokens",
+    "in the words of the row or of another copy",
 )
 # Turn of a row: its origin and its text.
 Turn = tuple[str, str]
@@ -64,16 +65,27 @@ class Paraphrase:
     found: str
 
     @classmethod
-    def of(cls, copy: int, turn: Turn, rewritten: Rewritten | None) -> Paraphrase:
-        """Create from what the writer returned; `None` for a prompt that was too long."""
+    def of(
+        cls, copy: int, turn: Turn, rewritten: Rewritten | None, earlier: Sequence[str] = ()
+    ) -> Paraphrase:
+        """Create from what the writer returned.
+
+        Args:
+            copy: number of the copy.
+            turn: origin and text of the turn.
+            rewritten: text that was written; `None` for a prompt that was too long.
+            earlier: texts of earlier copies.
+        """
         if rewritten is None:
             return cls(copy, *turn, None, 0.0, TOO_LONG)
         if rewritten.text is None:
             found = UNENDED
-        elif _words(rewritten.text) == _words(turn[1]):
+        elif any(_words(rewritten.text) == _words(one) for one in (turn[1], *earlier)):
             found = SAME
+        elif not rewritten.is_similar:
+            found = UNLIKE
         else:
-            found = TAKEN if rewritten.is_faithful else UNLIKE
+            found = TAKEN if rewritten.keeps_numbers else OTHER_NUMBERS
         return cls(copy, *turn, rewritten.text, round(rewritten.similarity, 3), found)
 
 
@@ -126,18 +138,18 @@ def find_paraphrases(
             backbone = load(files, writer)
         generator = Generator(backbone, stop_token_ids(backbone))
         requests = [_request(text) for _, text in turns]
-        similarity, found = load_metric("chrf"), []
+        similarity = load_metric("chrf")
         with eval_mode(backbone.model):
-            for copy in range(1, spec.copies + 1):
-                written = rewrite(generator, requests, least, similarity, max_length, copy > 1)
-                pairs = zip(turns, written, strict=True)
-                found += [asdict(Paraphrase.of(copy, turn, one)) for turn, one in pairs]
-        return found
+            copies = [
+                rewrite(generator, requests, least, similarity, max_length, sampled=copy > 0)
+                for copy in range(spec.copies)
+            ]
+        return [asdict(one) for one in _told_apart(turns, copies)]
 
     parts = ["paraphrases", PROMPT, identity, turns, spec.copies, least, max_length]
     parts += [seed] if spec.copies > 1 else []  # nothing is sampled for the first copy
     found = read_paraphrases(cached_records(parts, seed, generate))
-    _tell(found, writer.model)
+    _refuse_none(found, writer.model)
     return found
 
 
@@ -151,8 +163,8 @@ def read_paraphrases(records: Records) -> list[Paraphrase]:
         return [Paraphrase(**one) for one in records]
     except TypeError as error:
         raise DataError(
-            f"{FIELD}: the run's generated_rows.json holds no paraphrases of this version (got "
-            f"{str(records)!r:.60}). Fix: restore the file from the run"
+            f"{FIELD}: the run's generated_rows.json or the cache holds no paraphrases of this "
+            f"version (got {str(records)!r:.60}). Fix: restore the run's file, or clear the cache"
         ) from error
 
 
@@ -194,6 +206,19 @@ def paraphrased_rows(rows: Rows, found: Sequence[Paraphrase], copy: int) -> tupl
     return changed, np.flatnonzero(chosen)
 
 
+def _told_apart(
+    turns: Sequence[Turn], copies: Sequence[Sequence[Rewritten | None]]
+) -> list[Paraphrase]:
+    """Return the paraphrases of all copies, each of a turn in words of its own."""
+    found: list[Paraphrase] = []
+    earlier: dict[Turn, list[str]] = {turn: [] for turn in turns}
+    for copy, written in enumerate(copies, start=1):
+        for turn, one in zip(turns, written, strict=True):
+            found.append(Paraphrase.of(copy, turn, one, earlier[turn]))
+            earlier[turn] += [one.text] if one and one.text else []
+    return found
+
+
 def _turns(row: Row) -> list[Turn]:
     return [(row.origin, one.content) for one in row.messages[:-1] if one.role == "user"]
 
@@ -206,8 +231,8 @@ def _request(text: str) -> Request:
     return Request((Message("user", PROMPT.format(text=text)),), text)
 
 
-def _tell(found: Sequence[Paraphrase], writer: str) -> None:
-    """Say how many texts were written in other words, and refuse none.
+def _refuse_none(found: Sequence[Paraphrase], writer: str) -> None:
+    """Say how many texts were written in other words.
 
     Raises:
         DataError: if there is none.

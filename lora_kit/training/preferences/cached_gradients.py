@@ -11,10 +11,6 @@ import torch
 Texts = Sequence[tuple[int, ...]]
 
 
-def _same(vectors: torch.Tensor) -> torch.Tensor:
-    return vectors
-
-
 @dataclass(frozen=True)
 class Processes:
     """Processes that share the texts of a step; one process alone by default.
@@ -29,7 +25,7 @@ class Processes:
 
     index: int = 0
     count: int = 1
-    gather: Callable[[torch.Tensor], torch.Tensor] = _same
+    gather: Callable[[torch.Tensor], torch.Tensor] = lambda vectors: vectors
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -51,7 +47,7 @@ def backward_in_passes(
     gradient of the loss with respect to its own is taken. With several passes, the vectors are
     computed without a graph, and each pass is repeated with one, which this gradient enters (Gao et
     al. 2021, arXiv:2101.06983, section 3.2). The result is that of one pass over all texts by one
-    process. Dropout draws the same numbers in both passes over a text.
+    process, but for the numbers that dropout draws; they are the same in both passes over a text.
 
     Args:
         texts: token ids of all texts of the step, the same on all processes.
@@ -68,12 +64,15 @@ def backward_in_passes(
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
     # A process without a text takes part with the last one, which does not count for it.
     share = order[processes.index :: processes.count] or order[-1:]
+    # By the largest share: in a pass with a graph, data parallelism may exchange what all processes
+    # have to exchange at the same point.
+    is_cached = -(-len(order) // processes.count) > texts_per_pass
     starts = range(0, len(share), texts_per_pass)
     passes = [[texts[number] for number in share[n : n + texts_per_pass]] for n in starts]
     # From the state that checkpoints hold, so that a resumed training draws the same numbers.
     seeds = torch.randint(2**31, (len(passes),)).tolist()
     computed = []
-    with torch.set_grad_enabled(len(passes) == 1):
+    with torch.set_grad_enabled(not is_cached):
         for seed, one in zip(seeds, passes, strict=True):
             with _drawing(seed, device):
                 computed.append(embed(one))
@@ -81,7 +80,7 @@ def backward_in_passes(
     for number, (seed, one, start) in enumerate(zip(seeds, passes, starts, strict=True), start=1):
         is_last = number == len(passes)
         with nullcontext() if is_last else processes.no_sync():
-            if len(passes) > 1:
+            if is_cached:
                 with _drawing(seed, device):
                     computed = [embed(one)]
             backward((computed[0] * gradients[start : start + len(one)]).sum())

@@ -174,7 +174,7 @@ def _embedding_arguments(inputs: TrainingInputs) -> dict[str, Any]:
     if per_pass is not None and per_pass < spec.batch_size:
         say(
             f"embedding: gradients are cached, so that the negatives are those of all "
-            f"{spec.batch_size} pairs of a step; each text is read twice"
+            f"{spec.batch_size} pairs of a step; in several passes, each text is read twice"
         )
     return {
         "head": head,
