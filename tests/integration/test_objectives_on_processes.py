@@ -174,6 +174,17 @@ def test_each_process_samples_from_a_random_state_of_its_own(folder: Path) -> No
     assert all(one["completions/mean_length"] > 0 for one in entries(folder / "grpo-sampled"))
 
 
+def test_no_process_waits_for_one_with_fewer_passes(tiny: Path, tmp_path: Path) -> None:
+    """Eight texts in passes of two: two passes of two processes, and one of the third."""
+    sizes = {"batch_size": 4, "micro_batch_size": 1, "epochs": 1.0}
+    document = embedding_recipe(tiny, tmp_path, training=sizes).model_dump(mode="json")
+    document["data"]["train"][0]["limit"] = 12
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
+    done = start(3, ["train", "recipe.yaml", "--output", "run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(entries(tmp_path / "run")) == 3
+
+
 def test_two_processes_train_the_real_model_on_pairs_as_one(tmp_path: Path) -> None:
     """On real pairs of unequal lengths, in float32: passes of other rows only round otherwise."""
     fields = (
