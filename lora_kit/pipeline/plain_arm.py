@@ -23,8 +23,8 @@ from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.files import read_json
 from lora_kit.runtime.hashes import json_sha256
-from lora_kit.training.head_rows.paraphrases import TAKEN, read_paraphrases
-from lora_kit.training.head_rows.read import PARAPHRASES, PSEUDO_LABELS
+from lora_kit.training.head_rows.augmentation import CHANGED
+from lora_kit.training.head_rows.read import PSEUDO_LABELS
 
 
 def plain_arm(session: Session) -> LoadedArms:
@@ -62,17 +62,17 @@ def _without_changes(session: Session) -> Recipe:
 
 def _examples_per_own_row(session: Session) -> float:
     """Return the examples of an epoch by those that are the recipe's own."""
-    spec, run = session.recipe.data.augmentation, session.run
-    examples = int(run.load_record().get("data", {}).get("used", 0))
-    has_found = session.recipe.data.unlabeled or (spec and spec.paraphrase)
-    found = read_json(run.self_distillation, EvaluationError) if has_found else {}
+    run = session.run
+    data = run.load_record().get("data", {})
+    examples = int(data.get("used", 0))
+    sources: dict[str, Any] = data.get("sources", {})
+    copies = sum(int(one["used"]) for name, one in sources.items() if name.startswith(CHANGED))
+    found = (
+        read_json(run.self_distillation, EvaluationError) if session.recipe.data.unlabeled else {}
+    )
     added = len(found.get(PSEUDO_LABELS, {}).get("labels", ()))
-    if spec and spec.paraphrase:
-        taken = [one for one in read_paraphrases(found.get(PARAPHRASES, [])) if one.found == TAKEN]
-        unchanged = examples - len({(one.copy, one.origin) for one in taken})
-    else:
-        unchanged = examples // (1 + (spec.copies if spec else 0))
-    return examples / (unchanged - added) if unchanged > added else 1.0
+    own = examples - copies - added
+    return examples / own if own > 0 else 1.0
 
 
 def _trained(session: Session, recipe: Recipe) -> Any:

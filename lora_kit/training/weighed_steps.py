@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from lora_kit.training.inputs import TrainingInputs
 from lora_kit.training.steps import StepInputs, StepTrainer
 
 
-class WeighedStepTrainer(StepTrainer):
+class WeighedStepTrainer(StepTrainer, ABC):
     """Trainer of examples that are changed for each step, and whose losses have weights.
 
     The divisor of a step's summed losses is the summed weight of its examples over all processes.
@@ -59,6 +60,7 @@ class WeighedStepTrainer(StepTrainer):
         total = self.accelerator.reduce(weight, reduction="sum")
         return super().training_step(model, {**inputs, "examples": examples}, total)
 
+    @abstractmethod
     def for_step(self, example: Example, row: int) -> Example:
         """Return an example as the current step trains on it.
 
@@ -66,15 +68,17 @@ class WeighedStepTrainer(StepTrainer):
             example: example of the data set.
             row: index of the example in its data set.
         """
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def weight_of(self, examples: Sequence[Example]) -> torch.Tensor:
         """Return the summed weight of some examples of a step; scalar."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def padded(self, examples: Sequence[Example]) -> StepInputs:
         """Return the tensors of a forward pass, as `summed_loss` takes them."""
-        raise NotImplementedError
+        ...
 
     def _tensors(self, examples: Sequence[Example]) -> list[StepInputs]:
         groups = split_micro_batches(examples, self.micro_batcher.rows, self.micro_batcher.tokens)

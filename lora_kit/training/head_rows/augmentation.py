@@ -24,6 +24,8 @@ WORD = re.compile(r"(\s*)(\S+)")
 # A word between punctuation marks.
 MARKED = re.compile(r"(\W*)(\w+)(\W*)")
 FIELD = "data.augmentation.synonyms"
+# Beginning of the names of sources of copies.
+CHANGED = "changed: "
 Synonyms = Mapping[str, tuple[str, ...]]
 NO_SYNONYMS: Synonyms = MappingProxyType({})
 
@@ -102,7 +104,7 @@ def augmented_rows(
         key += [wordnet_digest(wordnet)] if wordnet else []
         change = _change(spec, seed, number, wordnet)
         changed = own.map_rows(lambda _: True, change, json_sha256(key))
-        named = tuple(replace(one, name=f"changed: {one.name}") for one in changed.sources)
+        named = tuple(replace(one, name=f"{CHANGED}{one.name}") for one in changed.sources)
         copies.append(replace(changed, sources=named))
         origins.append(indices)
     return concatenate_rows(copies), np.concatenate(origins)
