@@ -82,7 +82,7 @@ UNSEEN = (
     Unseen("items per second of an evaluation", "", "answering"),
     Unseen(
         "memory that is too short, in training and evaluation",
-        "tests/evaluation/test_engine.py",
+        "tests/evaluation/test_engine_memory.py",
         "out of memory",
     ),
     Unseen("4-bit kernels as `doctor` tries them", "tests/preflight/test_doctor.py", ""),
