@@ -3,12 +3,13 @@
     python -m tests.benchmarks.retention [--quick] [--output DIR] [--backbones a,b] [--tasks a,b]
                                          [--ways "a;b"] [--seeds N] [--plot FILE] [--only-figures]
 
-SmolLM2-135M and Gemma 3 270M in bfloat16, LoRA r16 unless the way says otherwise, 96 rows, one
-epoch of 24 steps. Tasks: one-line docstrings (`stdlib-docstrings`), and of BIG-bench sentences from
-attributes (gem__e2e_nlg) and questions from statements (question_formation). Each way has the
-learning rate of its own with the largest gain on half A of the held-out items, for the first seed,
-found in steps of two; a way that scales plain LoRA afterwards has plain LoRA's. Everything told is
-measured on half B, which no rate was picked by, over all seeds.
+SmolLM2-135M and Gemma 3 270M in bfloat16 (in float32 for ways that need it), LoRA r16 unless the
+way says otherwise, 96 rows, one epoch of 24 steps. Tasks: one-line docstrings
+(`stdlib-docstrings`), and of BIG-bench sentences from attributes (gem__e2e_nlg) and questions from
+statements (question_formation). Each way has the learning rate of its own with the largest gain on
+half A of the held-out items, for the first seed, found in steps of two; a way that scales plain
+LoRA afterwards has plain LoRA's. Everything told is measured on half B, which no rate was picked
+by, over all seeds.
 
 Gain: by how much the loss of held-out answers falls, nats per token. Forgetting: by how much losses
 rise on what was not trained, the mean of five tasks of `core-retention`: prose (nats per token),
@@ -36,7 +37,7 @@ from tests.benchmarks.retention.backbones import BACKBONES, reference
 from tests.benchmarks.retention.cells import Measured, Place, read_measured
 from tests.benchmarks.retention.figures import drift_and_forgetting, figures_of
 from tests.benchmarks.retention.plot import plot
-from tests.benchmarks.retention.ways import WAYS
+from tests.benchmarks.retention.ways import PLAIN, WAYS
 
 # From way to figures, by backbone and task.
 Plane = dict[str, dict[str, dict[str, Any]]]
@@ -85,8 +86,8 @@ def _machine() -> dict[str, Any]:
 def _quick(output: Path, task: Task) -> None:
     """Train plain LoRA once, and print gain and forgetting without intervals."""
     name = next(iter(BACKBONES))
-    place = Place.of(output / name / task.name, reference(name, output), task)
-    found = place.once("lora")
+    folder, way = output / name / task.name, WAYS[PLAIN]
+    found = Place.of(folder, reference(name, output), task, way.dtype).once(PLAIN)
     print(found)
     print(json.dumps(found | _machine()))
 
@@ -95,23 +96,25 @@ def _fill(
     output: Path, backbones: Sequence[str], tasks: Sequence[Task], ways: Sequence[str], seeds: int
 ) -> None:
     """Train and measure what is not there yet, way by way."""
-    places: dict[tuple[str, str], Place] = {}
+    places: dict[tuple[str, str, str], Place] = {}
     for way in ways:
         for backbone in backbones:
             for task in tasks:
                 folder = output / backbone / task.name
                 if read_measured(folder, [way], seeds):
                     continue
-                if (backbone, task.name) not in places:
+                dtype = WAYS[way].dtype
+                key = backbone, task.name, dtype
+                if key not in places:
                     model = reference(backbone, output)
-                    places[backbone, task.name] = Place.of(folder, model, task)
+                    places[key] = Place.of(folder, model, task, dtype)
                 try:
-                    places[backbone, task.name].measure(way, seeds)
+                    places[key].measure(way, seeds)
                 except TrainingInterruptedError:
                     raise
                 except LoraKitError as error:
                     print(f"{folder}, {way}: {error}", flush=True)
-                    places[backbone, task.name].items.shared.forget()
+                    places[key].items.shared.forget()
 
 
 def _print(name: str, figures: dict[str, dict[str, Any]]) -> None:

@@ -46,11 +46,11 @@ class Place:
     items: HalvedItems
 
     @classmethod
-    def of(cls, directory: Path, backbone: str, task: Task) -> Place:
-        """Load the backbone and the items."""
+    def of(cls, directory: Path, backbone: str, task: Task, dtype: str) -> Place:
+        """Load the backbone, computed in `dtype`, and the items."""
         directory.mkdir(parents=True, exist_ok=True)
         suites = _suites(directory, task)
-        recipe = _recipe(backbone, task, suites, 0, Way(), 1e-3)
+        recipe = _recipe(backbone, task, suites, 0, Way(dtype=dtype), 1e-3)
         return cls(directory, backbone, task, HalvedItems.of(recipe))
 
     def _run(self, way: str, rate: float, seed: int) -> RunDirectory:
@@ -163,7 +163,7 @@ def _recipe(
     common = {
         "name": "retention",
         "seed": seed,
-        "backbone": {"model": backbone, "quantization": "none", "dtype": "bfloat16"},
+        "backbone": {"model": backbone, "quantization": "none", "dtype": way.dtype},
         "data": {"train": [task.train], "max_length": 320},
         "training": {"epochs": 1.0, "batch_size": 4, "learning_rate": rate},
         "evaluation": {"arms": ["base", "adapter"], "suites": list(suites)},

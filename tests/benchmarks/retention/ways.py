@@ -21,12 +21,14 @@ class Way:
             `None` if the way is trained.
         factor: multiple of plain LoRA's best rate that is taken instead of a search; `None` if the
             rate is searched.
+        dtype: what the backbone is held and computed in.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     rate: float = 1e-3
     scale: float | None = None
     factor: float | None = None
+    dtype: str = "bfloat16"
 
     @property
     def has_plain_rate(self) -> bool:
@@ -62,11 +64,12 @@ WAYS: dict[str, Way] = {
     "replay 5%, kl 1": Way({"data": _replay(0.05), "retention": {"kl": {**KL, "weight": 1.0}}}),
     "non-target kl 10": _retention(non_target_kl={"weight": 10.0}),
     "kl 10": _retention(kl={**KL, "weight": 10.0}),
-    "full": Way({"adapter": {"method": "full"}}, rate=5e-5),
+    # Copies of the trained layers are kept in float32, and nothing casts between them and others.
+    "full": Way({"adapter": {"method": "full"}}, rate=5e-5, dtype="float32"),
     "osf": Way({"adapter": {"method": "osf"}}, rate=1e-4),
     "self-replay 5%": Way({"data": _replay(0.05, {"source": "self"})}),
     "self-distillation": _retention(self_distillation={"similarity": 40.0}),
     "token masking": _retention(token_masking={"max_perplexity": 1000.0}),
     "early stopping": _retention(early_stopping={**REFERENCE, "steps": 4, "margin": 0.03}),
-    "last-2": Way({"adapter": {"method": "last-2"}}, rate=2e-4),
+    "last-2": Way({"adapter": {"method": "last-2"}}, rate=2e-4, dtype="float32"),
 }
