@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from lora_kit.adapter.attach import attach_saved
+from lora_kit.adapter.peft_methods import DEFAULT_ADAPTER
+from lora_kit.adapter.saved import ADAPTER_WEIGHTS
 from lora_kit.evaluation.assembly import LEDGER
 from lora_kit.evaluation.engine.work import Work
 from lora_kit.evaluation.ledger import Entry, read_ledger
 from lora_kit.pipeline.halved import HalvedItems
 from lora_kit.pipeline.training import train
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.rescaling.intruders import IntruderSearch, reduce_intruders
 from lora_kit.runs.directory import HALF_A, HALF_B, RunDirectory
 from lora_kit.runtime.errors import LoraKitError, TrainingInterruptedError
 from tests.benchmarks.plane import Task, merged
@@ -66,13 +71,26 @@ class Place:
         if (run.adapter / "adapter_config.json").is_file():
             return run
         print(f"{run.root}", flush=True)
-        scale = WAYS[way].scale
-        if scale is not None:
-            _write_scaled(self._trained(PLAIN, rate, seed), run, scale)
+        if WAYS[way].changes_plain:
+            plain = self._trained(PLAIN, rate, seed)
+            _write_changed(plain, run, self._changed(plain, WAYS[way]))
             return run
         recipe = _recipe(self.backbone, self.task, self._suites, seed, WAYS[way], rate)
         train(recipe, run.root, resume=True, loaded=self.items.shared.inputs(recipe)).close()
         return run
+
+    def _changed(self, plain: RunDirectory, way: Way) -> dict[str, torch.Tensor]:
+        """Return the weights of plain LoRA's adapter that a way changes, as it changes them."""
+        if way.scale is not None:
+            weights = load_file(plain.adapter / ADAPTER_WEIGHTS)
+            return {n: value * way.scale for n, value in weights.items() if ".lora_B." in n}
+        assert way.intruders is not None
+        model = attach_saved(self.items.shared.inputs().backbone, plain.adapter)
+        reduced = reduce_intruders(model, IntruderSearch((way.intruders,)))
+        self.items.shared.take_off(model)
+        print(reduced.describe(), flush=True)
+        values = reduced.parameters[way.intruders]
+        return {name.replace(f".{DEFAULT_ADAPTER}.", "."): values[name] for name in values}
 
     def measure(self, way: str, seeds: int) -> None:
         """Find the best rate, measure all seeds on half B, and write what was found.
@@ -171,14 +189,14 @@ def _recipe(
     return Recipe.model_validate(merged(common, dict(way.changes)))
 
 
-def _write_scaled(plain: RunDirectory, run: RunDirectory, scale: float) -> None:
-    """Write an adapter with `lora_B` times a scale, and the record of what it was made of."""
-    weights = load_file(plain.adapter / "adapter_model.safetensors")
-    for name in weights:
-        if ".lora_B." in name:
-            weights[name] *= scale
+def _write_changed(
+    plain: RunDirectory, run: RunDirectory, changed: Mapping[str, torch.Tensor]
+) -> None:
+    """Write an adapter with other values of some weights, and the record of what it was made of."""
+    weights = load_file(plain.adapter / ADAPTER_WEIGHTS)
+    assert changed.keys() <= weights.keys()
     run.adapter.mkdir(parents=True, exist_ok=True)
-    save_file(weights, run.adapter / "adapter_model.safetensors", {"format": "pt"})
+    save_file({**weights, **changed}, run.adapter / ADAPTER_WEIGHTS, {"format": "pt"})
     run.recipe.write_text(plain.recipe.read_text())
     run.record.write_text(plain.record.read_text())
     for path in plain.adapter.iterdir():

@@ -19,6 +19,7 @@ class Way:
         rate: learning rate at which the search for the best one begins.
         scale: scale at which plain LoRA's adapter of the same rate is used instead of a training;
             `None` if the way is trained.
+        intruders: factor to which the intruder dimensions of that adapter are kept instead.
         factor: multiple of plain LoRA's best rate that is taken instead of a search; `None` if the
             rate is searched.
         dtype: what the backbone is held and computed in.
@@ -27,13 +28,19 @@ class Way:
     changes: Mapping[str, Any] = field(default_factory=dict)
     rate: float = 1e-3
     scale: float | None = None
+    intruders: float | None = None
     factor: float | None = None
     dtype: str = "bfloat16"
 
     @property
+    def changes_plain(self) -> bool:
+        """Return true if plain LoRA's adapter is changed, and none is trained."""
+        return self.scale is not None or self.intruders is not None
+
+    @property
     def has_plain_rate(self) -> bool:
         """Return true if no rate of its own is searched."""
-        return self.scale is not None or self.factor is not None
+        return self.changes_plain or self.factor is not None
 
 
 PLAIN = "lora"
@@ -47,7 +54,8 @@ def _replay(fraction: float, source: Mapping[str, Any] = REFERENCE) -> dict[str,
     return {"replay": {**source, "fraction": fraction}}
 
 
-# In the order in which they are measured.
+# In the order in which they are measured. Copies of layers (full, last-2) are trained in float32
+# alone, and CorDA changes the backbone's own weights, which bfloat16 would round.
 WAYS: dict[str, Way] = {
     PLAIN: Way(),
     "rate / 2": Way(factor=1 / 2),
@@ -58,13 +66,22 @@ WAYS: dict[str, Way] = {
     "scale 0.75": Way(scale=0.75),
     "scale 0.5": Way(scale=0.5),
     "rate / 2, scale 0.75": Way(scale=0.75, factor=1 / 2),
+    "intruders 0": Way(intruders=0.0),
     "non-target kl 1": _retention(non_target_kl={"weight": 1.0}),
     "entropy weights": _retention(entropy_weighting={}),
     "ewc 10": _retention(ewc={**REFERENCE, "weight": 10.0}),
     "replay 5%, kl 1": Way({"data": _replay(0.05), "retention": {"kl": {**KL, "weight": 1.0}}}),
     "non-target kl 10": _retention(non_target_kl={"weight": 10.0}),
     "kl 10": _retention(kl={**KL, "weight": 10.0}),
-    # Copies of the trained layers are kept in float32, and nothing casts between them and others.
+    "corda": Way(
+        {
+            "adapter": {"options": {"init_lora_weights": "corda"}},
+            "retention": {"corda": {**REFERENCE, "length": 128}},
+        },
+        rate=2e-4,
+        dtype="float32",
+    ),
+    "sdft": Way({"training": {"objective": "sdft"}, "sdft": {"max_new_tokens": 64}}),
     "full": Way({"adapter": {"method": "full"}}, rate=5e-5, dtype="float32"),
     "osf": Way({"adapter": {"method": "osf"}}, rate=1e-4),
     "self-replay 5%": Way({"data": _replay(0.05, {"source": "self"})}),
