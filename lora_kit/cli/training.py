@@ -105,7 +105,8 @@ def run_command(
         typer.Option(
             min=2,
             help="Train and judge the recipe with so many seeds, which gives an interval of the "
-            "recipe, and release the adapter that is best on half of the items, by the other half.",
+            "recipe, and release the adapter that is best on half of the items, by the other half; "
+            "the exit status is that of this adapter.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -183,4 +184,4 @@ def _run_seeds(
         show_verdict(outcome.shipped, stdout())
         print_text(f"Report: {outcome.run}/evaluation/report.html")
         print_text(f"Released: {outcome.release}" if outcome.release else outcome.refusal)
-    raise typer.Exit(VERDICT_STATUS[outcome.shipped.decision])
+    raise typer.Exit(outcome.status)

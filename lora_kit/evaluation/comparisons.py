@@ -109,14 +109,14 @@ def loss_p(pairs: Pairs, task: TaskSpec) -> float:
     return _compare(pairs, task.model_copy(update={"margin": None}), 0.05).one_sided[1]
 
 
-def decide(pairs: Pairs, comparison: PairedComparison, task: TaskSpec) -> tuple[Decision, str]:
+def decide(pairs: Pairs, compared: Decision, task: TaskSpec) -> tuple[Decision, str]:
     """Return the decision, and the reason if it differs from the comparison's."""
     if pairs.binary and task.margin is not None and task.margin >= 1:
         return "INCONCLUSIVE", (
             f"every score is 0 or 1, so no loss could exceed the margin of {task.margin:g}"
         )
-    if comparison.decision != "PASS":
-        return comparison.decision, ""
+    if compared != "PASS":
+        return compared, ""
     if pairs.lost_scores:
         # The items without a score may be those on which the adapter breaks down.
         return "INCONCLUSIVE", "the adapter has no score on items on which the base has one"

@@ -44,7 +44,7 @@ def _judge_file(
     look: Look,
 ) -> FileTask:
     comparison = compare(pairs, task, look)
-    decision, reason = decide(pairs, comparison, task)
+    decision, reason = decide(pairs, comparison.decision, task)
     return FileTask(
         arm=arm,
         decision=decision,

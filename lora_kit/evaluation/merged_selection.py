@@ -47,7 +47,7 @@ def judge_merged(
     for arm in present:
         pairs = pair(arms.get("base", {}), arms[arm], task, where)
         comparison = compare(pairs, task, look)
-        decision = decide(pairs, comparison, task)[0]
+        decision = decide(pairs, comparison.decision, task)[0]
         lead = lead_p = None
         if arm != present[0]:
             with_first = pair(arms[present[0]], arms[arm], task, where)

@@ -172,7 +172,7 @@ def end_at(base: Entries, arm: Entries, suite: Suite, task: TaskSpec, look: Look
     where = f"{suite.name}/{task.name}"
     pairs = pair(until_look(base, look.number), until_look(arm, look.number), task, where)
     comparison = compare(pairs, task, look)
-    decision, why = decide(pairs, comparison, task)
+    decision, why = decide(pairs, comparison.decision, task)
     reason: EndReason = "stopped too soon"
     if look.is_last:
         reason = "last look"

@@ -88,9 +88,15 @@ class HalvedItems:
         """Load the backbone and the items.
 
         Raises:
-            LoraKitError: if something cannot be read, a role has no suite, or a task is too small
-                to be halved.
+            LoraKitError: if something cannot be read, a role has no suite, a task is too small to
+                be halved, or another engine is to answer.
         """
+        if recipe.evaluation.engine != "transformers":
+            raise RecipeError(
+                "evaluation.engine: adapters that are compared on halves of the items are answered "
+                f"by transformers (got {recipe.evaluation.engine}). Fix: leave it out, and evaluate "
+                "the chosen run with --engine"
+            )
         shared = SharedBackbone(recipe)
         loaded = shared.inputs()
         work = [one for one in loaded.work if one.task.spec.kind != "judge"]

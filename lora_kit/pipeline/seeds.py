@@ -25,7 +25,7 @@ from lora_kit.recipe.sections import MERGED_ARMS
 from lora_kit.runs.directory import HALF_A, HALF_B, RunDirectory
 from lora_kit.runs.session import open_run, open_subject
 from lora_kit.runtime.console import say
-from lora_kit.runtime.errors import RecipeError, ReleaseError
+from lora_kit.runtime.errors import VERDICT_STATUS, RecipeError, ReleaseError
 from lora_kit.runtime.files import write_json
 from lora_kit.runtime.processes import process_state
 from lora_kit.selection.seeds import SEEDS, RecipeVerdict, SeedEntries, SeedTask, judge_task
@@ -41,6 +41,7 @@ class SeedsOutcome:
         run: run directory of the chosen adapter.
         release: release directory; `None` if it was not released.
         refusal: reason why it was not released; empty if it was.
+        status: exit status of the command.
     """
 
     recipe: RecipeVerdict
@@ -48,6 +49,7 @@ class SeedsOutcome:
     run: Path
     release: Path | None
     refusal: str
+    status: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -138,6 +140,11 @@ def _shipped(items: HalvedItems, found: RecipeVerdict, run: RunDirectory) -> See
     if not refusal:
         merge(session)
         arms += MERGED_ARMS if recipe.merge.base == "both" else MERGED_ARMS[:1]
+    if left_out := [arm for arm in recipe.evaluation.arms if arm not in arms]:
+        say(
+            f"{run.root}: arms left out with several seeds: {', '.join(left_out)}; measure them "
+            f"with lora-kit evaluate {run.root} --output DIR"
+        )
     subject = open_subject(session, None)
     facts = {"Items": "half B, which was not used for the choice of the seed"}
     plan = EvaluationPlan(
@@ -149,9 +156,10 @@ def _shipped(items: HalvedItems, found: RecipeVerdict, run: RunDirectory) -> See
         ReportFacts.dated(subject.title, {**subject.facts, **facts}),
     )
     verdict, released = run_evaluation(plan, work).verdict, None
+    status = VERDICT_STATUS[verdict.decision]
     if not refusal:
         try:
             released = release(session).directory
         except ReleaseError as error:
-            refusal = str(error)
-    return SeedsOutcome(found, verdict, run.root, released, refusal)
+            refusal, status = str(error), error.status
+    return SeedsOutcome(found, verdict, run.root, released, refusal, status)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from lora_kit.runs.record import start_record
 from lora_kit.runs.session import Session, open_run
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import RecipeError
-from lora_kit.runtime.files import write_json
+from lora_kit.runtime.files import write_json, write_text
 from lora_kit.runtime.launch import Launch, current_launch
 from lora_kit.runtime.machine import versions
 from lora_kit.runtime.processes import process_state, require_agreement
@@ -233,11 +233,12 @@ def _begin_record(run: RunDirectory, recipe: Recipe, begun: _Begun) -> None:
         run.label_errors,
     ):
         file.unlink(missing_ok=True)
+    # The recipe first: a run that is killed before it has one cannot be continued.
+    start_record(run, recipe, begun.backbone, "train")
     if begun.said:
         write_json(run.self_distillation, begun.said)
     if errors := begun.ready.audit.label_errors:
         write_json(run.label_errors, errors.to_dict())
-    start_record(run, recipe, begun.backbone, "train")
     run.update_record(
         inputs=begun.inputs,
         data=begun.data.counts.to_dict()
@@ -268,6 +269,8 @@ def _masked(
 def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) -> Trained:
     """Return a finished training of the same recipe, backbone and rows.
 
+    What comes after the training is done as the recipe says now.
+
     Raises:
         LoraKitError: if recipe, backbone or rows have changed.
     """
@@ -275,6 +278,12 @@ def _trained_already(run: RunDirectory, recipe: Recipe, done: TrainingResult) ->
     session = trained.session
     inputs = rows_digest_now(session) | reward_model_digests(recipe)
     require_same_training(run, _with_commit(recipe), session.backbone, inputs)
+    later = {"evaluation": recipe.evaluation, "merge": recipe.merge}
+    now = session.recipe.model_copy(update=later)
+    # In the place of the property's value, whose model is loaded already.
+    vars(trained)["session"] = replace(session, recipe=now)
+    if process_state().is_main_process:
+        write_text(run.recipe, now.to_yaml())
     say(f"{run.root}: the training is already finished")
     return trained
 

@@ -23,7 +23,7 @@ from lora_kit.pipeline.loaded_inputs import LoadedInputs
 from lora_kit.pipeline.training import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sweep import SweepSpec
-from lora_kit.runs.directory import HALF_A, RunDirectory
+from lora_kit.runs.directory import HALF_A, HALF_A_FIRST, RunDirectory
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import LoraKitError, TrainingInterruptedError
 from lora_kit.runtime.hashes import json_sha256
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 # Share of the clusters of half A that a trial is judged on first.
 FIRST_SHARE = 4
-FIRST = "half-a-first"
 
 
 class GivenUpError(Exception):
@@ -221,7 +220,7 @@ class _RunningTrial:
 
     def _require_hope(self, run: RunDirectory, recipe: Recipe) -> None:
         maker = self.maker
-        first = maker.items.evaluated(run, recipe, maker.first, FIRST)
+        first = maker.items.evaluated(run, recipe, maker.first, HALF_A_FIRST)
         trials = read_trials(maker.directory)
         number = choose_trial(trials).chosen
         best = next((one.half_a for one in trials if one.number == number), None)

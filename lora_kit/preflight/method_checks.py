@@ -97,6 +97,20 @@ def refuse_parameters_outside_ewc(context: PreflightContext) -> None:
             )
 
 
+def require_clusters_for_early_stopping(context: PreflightContext) -> None:
+    """Refuse with TrainingError texts of one cluster, whose losses have no spread to bound."""
+    texts = context.texts.early_stopping
+    if texts is None:
+        return
+    clusters = {example.cluster or example.origin for example in texts.examples}
+    if len(clusters) < 2:
+        raise TrainingError(
+            f"retention.early_stopping.source: the bound of a rise needs texts of two clusters at "
+            f"least (got {len(texts.examples)} texts of {len(clusters)} in {texts.source}). Fix: "
+            "name texts that are independent, or raise retention.early_stopping.rows"
+        )
+
+
 def warn_of_few_corda_texts(context: PreflightContext) -> str | None:
     """Return a warning if the texts of `retention.corda` have fewer tokens than a layer has inputs.
 

@@ -15,9 +15,9 @@ from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.files import read_json, write_json
 from lora_kit.runtime.temporaries import is_empty
 
-HALF_A, HALF_B = "half-a", "half-b"
+HALF_A, HALF_B, HALF_A_FIRST = "half-a", "half-b", "half-a-first"
 """Directories of a run's results on one half of the items: where adapters of several seeds or of a
-sweep are compared, and where the chosen one is proved."""
+sweep are compared, where the chosen one is proved, and on few items of half A."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ class RunDirectory:
             self.scratch,
             self.plain,
             self.release,
+            *(self.root / half for half in (HALF_A, HALF_B, HALF_A_FIRST)),
             self.root / "tensorboard",
         )
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from lora_kit.evaluation.comparisons import decide
 from lora_kit.evaluation.ledger import Entry
 from lora_kit.evaluation.ledger_view import ADAPTER_ARM
 from lora_kit.evaluation.pairs import pair
 from lora_kit.evaluation.suite import Suite, SuiteRole
 from lora_kit.evaluation.task_spec import TaskSpec
+from lora_kit.runtime.errors import EvaluationError
 from lora_kit.runtime.files import finite
 from lora_kit.statistics.decisions import Decision, combine_decisions
 from lora_kit.statistics.seeds import SeedComparison, compare_seeds
@@ -36,6 +38,9 @@ class SeedTask:
         margin: margin of retention; `None` for gain.
         base: mean score of the base.
         effect: effect over seeds and items.
+        decision: the effect's decision, or INCONCLUSIVE where the items cannot show it.
+        reason: why it differs from the effect's; empty if it does not.
+        missing: number of items that not all seeds and the base have a score on.
     """
 
     suite: str
@@ -45,6 +50,9 @@ class SeedTask:
     margin: float | None
     base: float
     effect: SeedComparison
+    decision: Decision
+    reason: str
+    missing: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class RecipeVerdict:
     @property
     def decision(self) -> Decision:
         """Decision on the recipe: all tasks have to pass."""
-        return combine_decisions([one.effect.decision for one in self.tasks])
+        return combine_decisions([one.decision for one in self.tasks])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as JSON; infinite limits are null."""
@@ -98,6 +106,12 @@ def judge_task(suite: Suite, task: TaskSpec, seeds: Sequence[SeedEntries]) -> Se
     where = f"{suite.name}/{task.name}"
     pairs = [pair(one["base"], one[ADAPTER_ARM], plain, where) for one in seeds]
     common = set.intersection(*({entry.item for entry in one.before} for one in pairs))
+    asked = len(seeds[0]["base"])
+    if not common:
+        raise EvaluationError(
+            f"{where}: no item has a score with all seeds (got {asked} items). Fix: look at the "
+            "outputs in the seeds' ledgers"
+        )
     rows = [
         [d for d, entry in zip(one.differences, one.before, strict=True) if entry.item in common]
         for one in pairs
@@ -108,6 +122,15 @@ def judge_task(suite: Suite, task: TaskSpec, seeds: Sequence[SeedEntries]) -> Se
         [entry.cluster for entry in before],
         suite.alpha,
         task.margin,
+        all(one.binary for one in pairs),
+    )
+    # Each seed's own items have to be able to show a loss.
+    decision, reason = next(
+        (found for one in pairs if (found := decide(one, effect.decision, plain))[1]),
+        (effect.decision, ""),
     )
     base = float(np.mean([entry.score for entry in before if entry.score is not None]))
-    return SeedTask(suite.name, suite.role, task.name, plain.unit, task.margin, base, effect)
+    return SeedTask(
+        suite.name, suite.role, task.name, plain.unit, task.margin, base, effect, decision, reason,
+        asked - len(common),
+    )  # fmt: skip

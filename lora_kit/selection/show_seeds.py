@@ -28,9 +28,16 @@ def show_recipe_verdict(verdict: RecipeVerdict, console: Console) -> None:
             "" if one.margin is None else f"{one.margin:g}",
             " ".join(f"{value:+.3f}" for value in effect.by_seed),
             f"{effect.deviation:.3f}",
-            f"[{STYLE[effect.decision]}]{effect.decision}[/]",
+            f"[{STYLE[one.decision]}]{one.decision}[/]",
         )
     console.print(table)
+    for one in verdict.tasks:
+        remarks = [one.reason] if one.reason else []
+        if one.missing:
+            remarks.append(f"{one.missing} items without a score with the base or a seed")
+        if remarks:
+            name = escape_terminal(f"{one.suite}/{one.task}")
+            console.print(f"{name}: {escape_terminal('; '.join(remarks))}", highlight=False)
     console.print(
         "Intervals hold for the recipe: other seeds, on other items. Spread: standard deviation "
         "between seeds, beyond the noise of the items.",

@@ -95,6 +95,15 @@ def mcnemar_p(won: int, lost: int) -> float:
     return float(mcnemar([[0, won], [lost, 0]], exact=True).pvalue)
 
 
+def sign_p(won: float, lost: float) -> float:
+    """Return the one-sided exact p-value of wins that are no likelier than losses.
+
+    Half of `mcnemar_p` where there are more wins. The binomial tail as an incomplete beta function,
+    which counts need not be integers for; 1 without wins.
+    """
+    return float(special.betainc(won, lost + 1, 0.5)) if won > 0 else 1.0
+
+
 def tail_probability(
     threshold: float, items: int, margin: float, won_rate: Floats, lost_rate: Floats
 ) -> Floats:

@@ -11,6 +11,7 @@ from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.pipeline import seeds as pipeline
 from lora_kit.pipeline import training
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.runtime.errors import ReleaseError
 from tests.merging.in_process import in_this_process
 from tests.pipeline.learned_sums import command, write_recipe
 
@@ -104,3 +105,30 @@ def test_seeds_of_another_recipe_are_refused(
     options = ["--set", "training.learning_rate=2e-2", "--output", output]
     assert command("run", recipe, "--seeds", 2, *options) == 2
     assert "training.learning_rate" in capsys.readouterr().err
+
+
+def test_what_follows_a_finished_training_is_as_the_recipe_says_now(
+    done: tuple[Path, int], recipe: Path
+) -> None:
+    run = done[0] / "seed-0"
+    before = (run / "recipe.yaml").read_text()
+    changed = Recipe.load(recipe, ["merge.dtype=float32", "evaluation.looks=3"])
+    trained = training.train(changed, run, resume=True)
+    assert trained.session.recipe.merge.dtype == "float32"
+    written = Recipe.load(run / "recipe.yaml")
+    assert (written.merge.dtype, written.evaluation.looks) == ("float32", 3)
+    trained.close()
+    (run / "recipe.yaml").write_text(before)
+
+
+def test_a_refused_release_is_the_exit_status(
+    done: tuple[Path, int], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise ReleaseError("the merged model forgets", status=4)
+
+    monkeypatch.setattr(pipeline, "release", refused)
+    with in_this_process():
+        outcome = pipeline.run_seeds(Recipe.load(recipe), 2, done[0])
+    assert outcome.shipped.decision == "PASS"
+    assert (outcome.status, outcome.refusal) == (4, "the merged model forgets")

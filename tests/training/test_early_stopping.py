@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from lora_kit.adapter.saved import ADAPTER_WEIGHTS
+from lora_kit.data.supervision import Example
 from lora_kit.pipeline import train
+from lora_kit.preflight.method_checks import require_clusters_for_early_stopping
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runs.directory import RunDirectory
 from lora_kit.runtime.errors import TrainingError
@@ -119,3 +122,16 @@ def test_exceeding_the_margin_at_the_first_measurement_is_an_error(
     with pytest.raises(TrainingError, match="first measurement exceeds the margin"):
         train(recipe, tmp_path / "run")
     assert not RunDirectory(tmp_path / "run").adapter.exists()
+
+
+def test_texts_of_a_single_document_are_refused_before_training() -> None:
+    """No margin would be wide enough: a bound needs texts that are independent."""
+
+    def context(clusters: str) -> Any:
+        examples = [Example((1, 2), (1, 2), cluster=one) for one in clusters]
+        texts = SimpleNamespace(examples=examples, source="book.txt")
+        return SimpleNamespace(texts=SimpleNamespace(early_stopping=texts))
+
+    require_clusters_for_early_stopping(context("ab"))
+    with pytest.raises(TrainingError, match=r"early_stopping\.source: .*8 texts of 1 in book"):
+        require_clusters_for_early_stopping(context("aaaaaaaa"))

@@ -19,6 +19,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.retention import EwcSpec
 from lora_kit.runtime.errors import TrainingError
 from lora_kit.runtime.launch import Launch
+from lora_kit.training.retention import ewc
 from lora_kit.training.retention.ewc import (
     EwcPenalty,
     empirical_fisher,
@@ -122,6 +123,33 @@ def test_the_added_gradient_is_the_gradient_of_the_penalty(
         (3.5 * (penalty._fisher[name].float() * moved**2).sum()).backward()
     torch.testing.assert_close(found, gradient(model), rtol=1e-4, atol=1e-9)
     assert found.abs().max() > 0
+
+
+def test_layers_that_the_texts_do_not_use_are_not_penalised(
+    tiny_backbone: Backbone,
+    tiny_recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As experts that no token is sent to."""
+    model = disturbed(tiny_backbone, tiny_recipe)
+    texts = read_retention_texts(SPEC, tiny_backbone.tokenizer, 0, "retention.ewc", limit=2)
+
+    def without_one(*arguments: Any) -> Any:
+        found = empirical_fisher(*arguments)
+        found.pop(min(found))
+        return found
+
+    monkeypatch.setattr(ewc, "empirical_fisher", without_one)
+    penalty = EwcPenalty(model, tiny_backbone, texts.examples, EwcSpec())
+    nothing: Any = None
+    penalty.on_train_begin(nothing, nothing, nothing)
+    updates = lora_updates(model)
+    assert f"1 of {len(updates)} layers are not used by the texts" in capsys.readouterr().err
+    penalty.modify_gradients(nothing, 1.0)
+    unused = updates[min(updates)]
+    assert unused.lora_a.grad is None
+    assert sum(update.lora_a.grad is not None for update in updates.values()) == len(updates) - 1
 
 
 @pytest.mark.parametrize(

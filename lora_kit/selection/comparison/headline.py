@@ -52,6 +52,8 @@ def chosen_sentences(found: RunComparison) -> list[str]:
         if not run.chosen:
             continue
         own = [one for one in found.differences if number in one.pair]
+        if not own:
+            continue
         proved = [one for one in own if one.items == "half B"]
         text = f"{run.name} is the {run.chosen}, chosen for its results on half A of the items"
         if len(proved) == len(own):

@@ -199,9 +199,9 @@ class RunComparison:
 
 
 def keeps_retention(tasks: Sequence[ComparedTask], run: int) -> bool:
-    """Return true if a run passes all retention tasks that it has."""
+    """Return true if a run passes all retention tasks; a task without a result is not passed."""
     kept = [one.cells[run] for one in tasks if one.role == "retention"]
-    return all(cell.decision == "PASS" for cell in kept if cell)
+    return all(cell is not None and cell.decision == "PASS" for cell in kept)
 
 
 def _by_run(rows: tuple[FieldRow, ...]) -> dict[str, list[str]]:

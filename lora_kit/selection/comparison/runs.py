@@ -75,7 +75,12 @@ def _runs_of(path: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
         )
     elif (root / SEEDS).is_file():
         seeds = read_json(root / SEEDS, EvaluationError).get("seeds")
-        for seed in seeds if isinstance(seeds, list) else ():
+        if not isinstance(seeds, list) or not seeds:
+            raise EvaluationError(
+                f"{root / SEEDS}: seeds: not a list of seeds (got {seeds!r}). Fix: repeat "
+                "`lora-kit run --seeds` to write it again"
+            )
+        for seed in seeds:
             run_root = root / f"seed-{seed}"
             yield run_root, _ends(run_root)
     elif RunDirectory(root).recipe.is_file():
@@ -112,7 +117,8 @@ def _chosen(run: Path) -> str:
     sweep, seeds = run.parent.parent, run.parent
     if run.parent.name == RUNS and (sweep / SWEEP).is_file():
         proof = read_json(sweep / SWEEP, EvaluationError).get("half_b")
-        if isinstance(proof, dict) and "run" in proof and (sweep / proof["run"]).resolve() == run:
+        proved = proof.get("run") if isinstance(proof, dict) else None
+        if isinstance(proved, str) and (sweep / proved).resolve() == run:
             return "winner of the sweep"
     elif (seeds / SEEDS).is_file():
         ships = read_json(seeds / SEEDS, EvaluationError).get("ships")

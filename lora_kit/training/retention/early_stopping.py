@@ -101,12 +101,19 @@ class RetentionEarlyStopping(TrainerCallback):
         """Measure the base, unless a checkpoint restored its losses.
 
         Raises:
-            TrainingError: if the adapter exceeds the margin before the first step.
+            TrainingError: if the base has a loss that is not finite, or the adapter exceeds the
+                margin before the first step.
         """
         if self._base:
             return
         with adapter_disabled(self._model):
             self._base = self._losses()
+        if infinite := sum(not math.isfinite(loss) for loss in self._base):
+            raise TrainingError(
+                f"retention.early_stopping.source: {infinite} of {len(self._base)} texts have a "
+                f"loss that is not finite with the base (got {self._spec.source}). Fix: set "
+                "backbone.dtype: float32, or name other texts"
+            )
         self._measure(state, control)
         if self.exceeded:
             raise TrainingError(

@@ -17,7 +17,7 @@ from lora_kit.modeling.likelihood import supervised_nll
 from lora_kit.modeling.model_inputs import pad_examples, to_device
 from lora_kit.modeling.modes import adapter_disabled, eval_mode
 from lora_kit.recipe.retention import EwcSpec
-from lora_kit.runtime.console import meter
+from lora_kit.runtime.console import meter, say
 from lora_kit.runtime.processes import process_state
 from lora_kit.training.gradient_hooks import GradientHook
 
@@ -102,15 +102,22 @@ class EwcPenalty(GradientHook):
         """Estimate the Fisher information of the base, with the adapter disabled."""
         bases = {name: update.base for name, update in self._updates.items()}
         self._fisher = empirical_fisher(self._model, self._backbone, self._examples, bases)
+        if unused := bases.keys() - self._fisher.keys():
+            # Such as experts: without information, nothing holds them.
+            say(
+                f"retention.ewc: {len(unused)} of {len(bases)} layers are not used by the texts "
+                f"({min(unused)}), so that they are not penalised"
+            )
 
     def modify_gradients(self, state: TrainerState, scale: float) -> None:
         """Add the penalty's gradient after the reduction: all processes compute the same one."""
         del state
         weight = self._weight * scale
         with torch.no_grad():
-            for name, update in self._updates.items():
+            for name, fisher in self._fisher.items():
+                update = self._updates[name]
                 lora_a, lora_b, scaling = update.lora_a, update.lora_b, update.scaling
-                slope = weight * scaling**2 * self._fisher[name].float() * (lora_b @ lora_a)
+                slope = weight * scaling**2 * fisher.float() * (lora_b @ lora_a)
                 for factor, gradient in ((lora_b, slope @ lora_a.T), (lora_a, lora_b.T @ slope)):
                     factor.grad = gradient if factor.grad is None else factor.grad + gradient
 

@@ -221,6 +221,30 @@ def test_seeds_are_their_runs_and_the_one_that_ships_is_compared_on_half_b(
     assert "it is compared on half B alone" in page
 
 
+def test_a_run_without_results_on_retention_is_not_said_to_keep_it(tmp_path: Path) -> None:
+    quiz = scores([float(n % 10 < 6) for n in range(200)])
+    forgot = scores([float(n % 10 < 3) for n in range(200)])
+    a = evaluated(tmp_path / "a", [(GAIN, BASE, better_by(1.0, 0)), (KEEP, quiz, quiz)])
+    b = evaluated(tmp_path / "b", [(GAIN, BASE, better_by(1.5, 1)), (KEEP, quiz, forgot)])
+    c = evaluated(tmp_path / "c", [(GAIN, BASE, better_by(2.0, 2))])
+    found = compared(tmp_path, a, b, c)
+    assert found.best == 0
+    assert "keep all retention tasks" in found.best_reason
+
+
+def test_a_chosen_run_that_shares_no_item_is_not_said_to_be_compared(tmp_path: Path) -> None:
+    root = tmp_path / "mine-seeds"
+    half_a, half_b = scores(NOISE[0].tolist()[:20]), scores(NOISE[1].tolist()[:20], 20)
+    halves(root / "seed-0", half_a, half_b)
+    other = evaluated(tmp_path / "b", [(GAIN, scores([4.0] * 9, 90), scores([3.0] * 9, 90))])
+    (root / "seeds.json").write_text(json.dumps({"seeds": [0], "ships": 0}))
+    compared(tmp_path, root, other)
+    assert "it is compared on half B" not in (tmp_path / "compare.html").read_text()
+    (root / "seeds.json").write_text("{}")
+    with pytest.raises(EvaluationError, match=r"seeds\.json: seeds: not a list .*got None"):
+        compared(tmp_path, root, other)
+
+
 def trial(number: int, values: dict[str, str], status: str, verdict: Verdict | None) -> Trial:
     runs = () if status == "refused" else (f"trials/{number}",)
     return Trial(number, values, not values, status, "", 1.0, runs, {}, verdict)  # type: ignore[arg-type]
