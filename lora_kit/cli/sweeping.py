@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -73,15 +74,26 @@ def sweep_command(
     """
     given = {"trials": trials, "seeds": seeds, "budget": budget}
     given |= {"sampler": sampler, "pruner": pruner}
-    changes = [f"sweep.{name}={value}" for name, value in given.items() if value is not None]
+    # JSON is YAML, in which a budget such as 2 stays a text.
+    changes = [f"sweep.{name}={json.dumps(value)}" for name, value in given.items() if value]
     quiet_libraries()
     from lora_kit.pipeline.sweep import SweepRequest, sweep
     from lora_kit.selection.sweep.show import show_sweep
 
-    searched = dict(_parts(one) for one in over or ())
+    searched: dict[str, str] = {}
+    for field, values in map(_parts, over or ()):
+        if field in searched:
+            raise RecipeError(
+                f"--over: {field} has values twice (got {searched[field]} and {values}). Fix: name "
+                "it once, with all of its values"
+            )
+        searched[field] = values
     result = sweep(SweepRequest(recipe, set_ or [], searched, changes, output, worker))
     if result is None:
-        print_text("All trials are made. The process without --worker proves the winner.")
+        if as_json:
+            print_json({"is_worker": True})
+        else:
+            print_text("No trial is left to make. The process without --worker proves the winner.")
         return
     if as_json:
         print_json(result.to_dict())

@@ -94,8 +94,8 @@ class HalvedItems:
         if recipe.evaluation.engine != "transformers":
             raise RecipeError(
                 "evaluation.engine: adapters that are compared on halves of the items are answered "
-                f"by transformers (got {recipe.evaluation.engine}). Fix: leave it out, and evaluate "
-                "the chosen run with --engine"
+                f"by transformers (got {recipe.evaluation.engine}). Fix: leave it out, and "
+                "evaluate the chosen run with --engine"
             )
         shared = SharedBackbone(recipe)
         loaded = shared.inputs()

@@ -10,17 +10,25 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_kit.pipeline.sweep_directory import (
+    RECIPE,
+    proved_before,
+    require_same_inputs,
+    require_same_sweep,
+)
 from lora_kit.pipeline.sweep_proof import prove
 from lora_kit.pipeline.trials import TrialMaker
+from lora_kit.recipe.document import Document
 from lora_kit.recipe.objective import HEADED
-from lora_kit.recipe.recipe import Recipe
-from lora_kit.recipe.sweep import SweepSpec, as_yaml, duration_seconds
+from lora_kit.recipe.recipe import Recipe, recipe_document
+from lora_kit.recipe.sweep import PrunerName, SweepSpec, as_yaml, duration_seconds
 from lora_kit.runtime.console import say
 from lora_kit.runtime.errors import RecipeError
-from lora_kit.runtime.files import read_json, write_json, write_text
+from lora_kit.runtime.files import write_json, write_text
 from lora_kit.runtime.processes import process_state
 from lora_kit.selection.sweep.choice import choose_trial
 from lora_kit.selection.sweep.page import write_page
@@ -29,6 +37,7 @@ from lora_kit.selection.sweep.result import WINNER, SweepResult
 from lora_kit.selection.sweep.space import Dimension, field_value, search_space
 from lora_kit.selection.sweep.study import (
     WORKER,
+    claim_proof,
     enqueue_default,
     heartbeat,
     open_study,
@@ -40,7 +49,7 @@ from lora_kit.selection.sweep.study import (
 if TYPE_CHECKING:
     from optuna import Study
 
-RECIPE, INPUTS, PAGE = "sweep.yaml", "inputs.json", "sweep.html"
+PAGE = "sweep.html"
 # Seconds between two looks at the trials of other workers.
 POLL = 2.0
 
@@ -65,13 +74,29 @@ class SweepRequest:
     output: Path | None = None
     is_worker: bool = False
 
+    @cached_property
+    def document(self) -> Document:
+        """The recipe's document, read once: a file that is edited meanwhile changes no trial.
+
+        Raises:
+            RecipeError: if it cannot be read.
+        """
+        return recipe_document(self.reference)
+
     def recipe(self, assignments: Sequence[str] = ()) -> Recipe:
         """Return the recipe of a trial.
 
         Raises:
             RecipeError: if it does not work.
         """
-        return Recipe.load(self.reference, [*self.overrides, *assignments, "sweep=null"])
+        try:
+            return Recipe.of(self.document, [*self.overrides, *assignments, "sweep=null"])
+        except RecipeError as error:
+            # Searched values were given by another option.
+            said = str(error)
+            for field_name in (one.partition("=")[0] for one in assignments):
+                said = said.replace(f"--set {field_name}", f"--over {field_name}")
+            raise RecipeError(said) from error
 
     def spec(self) -> tuple[Recipe, SweepSpec]:
         """Return the recipe as it is, and the search.
@@ -79,7 +104,7 @@ class SweepRequest:
         Raises:
             RecipeError: if nothing is searched, or the recipe cannot be swept.
         """
-        named = Recipe.load(self.reference, self.overrides)
+        named = Recipe.of(self.document, self.overrides)
         if named.sweep is None and not self.over:
             raise RecipeError(
                 "sweep.over: no field to search (got none). Fix: add --over "
@@ -88,7 +113,7 @@ class SweepRequest:
         # JSON is YAML, in which the names of the fields hold points.
         over = [f"sweep.over={json.dumps(dict(self.over))}"] if self.over else []
         try:
-            recipe = Recipe.load(self.reference, [*self.overrides, *over, *self.changes])
+            recipe = Recipe.of(self.document, [*self.overrides, *over, *self.changes])
         except RecipeError as error:
             # These fields were given by options of their own.
             said = str(error).replace("--set sweep.over", "--over").replace("--set sweep.", "--")
@@ -127,14 +152,18 @@ def sweep(request: SweepRequest) -> SweepResult | None:
     recipe, spec = request.spec()
     dimensions = search_space(spec.over, request.recipe)
     directory = request.output or Path("sweeps") / recipe.name
-    _begin(directory, recipe)
+    require_same_sweep(directory, recipe)
     maker = TrialMaker.of(request.recipe(), directory, spec)
-    _require_same_inputs(directory, maker.items.digests)
+    require_same_inputs(directory, maker.items.digests)
+    write_text(directory / RECIPE, recipe.to_yaml())
     with heartbeat(directory):
+        if not request.is_worker:
+            claim_proof(directory)
         _search(request, recipe, spec, dimensions, directory, maker)
     if request.is_worker:
         return None
     trials = read_trials(directory)
+    earlier = proved_before(directory)
     choice = choose_trial(trials)
     say(f"{directory}: {choice.reason}")
     winner = next((one for one in trials if one.number == choice.chosen), None)
@@ -147,6 +176,7 @@ def sweep(request: SweepRequest) -> SweepResult | None:
         maker.items.halves.sizes,
         _facts(recipe, spec),
         {one.field: as_yaml(field_value(recipe, one.field)) for one in dimensions},
+        tuple(one for one in earlier if one != choice.chosen),
     )
     _write(result, request)
     return result
@@ -164,49 +194,6 @@ def _facts(recipe: Recipe, spec: SweepSpec) -> dict[str, str]:
     }
 
 
-def _begin(directory: Path, recipe: Recipe) -> None:
-    """Write the recipe of a new sweep; refuse to go on with another one's.
-
-    Raises:
-        RecipeError: if the directory holds another sweep.
-    """
-    path = directory / RECIPE
-    if path.is_file():
-        earlier = Recipe.load(path)
-        if earlier.sweep is None or _comparable(earlier) != _comparable(recipe):
-            raise RecipeError(
-                f"{path}: is of another sweep (got other fields than the recipe has). Fix: name "
-                "another directory with --output"
-            )
-    directory.mkdir(parents=True, exist_ok=True)
-    write_text(path, recipe.to_yaml())
-
-
-def _require_same_inputs(directory: Path, digests: Mapping[str, str]) -> None:
-    """Write what a new sweep measures with; refuse to go on with a sweep on anything else.
-
-    Raises:
-        RecipeError: naming what has changed.
-    """
-    path = directory / INPUTS
-    if not path.is_file():
-        write_json(path, dict(digests))
-        return
-    earlier = read_json(path, RecipeError)
-    if changed := [name for name, digest in digests.items() if earlier.get(name) != digest]:
-        raise RecipeError(
-            f"{directory}: the sweep began with other inputs (got a change of {', '.join(changed)}"
-            "). Fix: restore them, or name another directory with --output"
-        )
-
-
-def _comparable(recipe: Recipe) -> Recipe:
-    """Return a recipe without what may change while a sweep goes on."""
-    assert recipe.sweep is not None
-    spec = recipe.sweep.model_copy(update={"trials": 2, "budget": None})
-    return recipe.model_copy(update={"sweep": spec})
-
-
 def _search(
     request: SweepRequest,
     recipe: Recipe,
@@ -218,9 +205,15 @@ def _search(
     """Make trials until as many as wished have ended, or the budget is spent."""
     # Workers of one seed would try the same values.
     seed = None if request.is_worker else recipe.seed
-    study = open_study(directory, spec.sampler, spec.pruner, seed)
-    known = ((one.field, one.parameter(field_value(recipe, one.field))) for one in dimensions)
-    own = {name: value for name, value in known if value is not None}
+    study = open_study(directory, spec.sampler, _pruner(recipe, spec), seed)
+    known = {one.field: one.parameter(field_value(recipe, one.field)) for one in dimensions}
+    own = {name: value for name, value in known.items() if value is not None}
+    if spec.sampler == "gp" and (outside := [name for name in known if name not in own]):
+        raise RecipeError(
+            "sweep.sampler: gp learns nothing of a recipe whose own values are not among those "
+            f"that are searched (got gp, and {', '.join(outside)} outside). Fix: search the "
+            "recipe's values as well, or use tpe"
+        )
     enqueue_default(study, directory, own)
     _requeue(study, directory)
     waited = False
@@ -237,6 +230,21 @@ def _search(
         trial = study.ask()
         trial.set_user_attr(WORKER, worker_name())
         maker.make(study, trial, dimensions, request.recipe)
+
+
+def _pruner(recipe: Recipe, spec: SweepSpec) -> PrunerName:
+    """Return the pruner, and none where validation losses are not there or of different tokens."""
+    if spec.pruner == "none":
+        return "none"
+    of_data = [name for name in spec.over if name.startswith("data.") and "replay" not in name]
+    reason = ""
+    if not recipe.data.validation:
+        reason = "without data.validation there is no loss to prune by"
+    elif of_data:
+        reason = f"validation losses are not comparable between values of {', '.join(of_data)}"
+    if reason:
+        say(f"sweep.pruner: no trial is pruned: {reason}")
+    return "none" if reason else spec.pruner
 
 
 def _requeue(study: Study, directory: Path) -> None:

@@ -38,12 +38,14 @@ def prove(maker: TrialMaker, trials: Sequence[Trial], winner: Trial) -> SweepPro
             for suite in maker.items.suites
             for task in suite.tasks
         )
-    on_a = {f"{suite.suite}/{task.task}": task.interval for suite, task in winner.half_a.tasks}
+    on_a = {f"{suite.suite}/{task.task}": task for suite, task in winner.half_a.tasks}
     too_good = {
-        name: on_a[name].delta - task.interval.delta
+        name: on_a[name].interval.delta - task.interval.delta
         for suite, task in verdict.tasks
         if suite.role == "gain"
         for name in [f"{suite.suite}/{task.task}"]
+        # The mean over seeds is of items, which have another score than all of them together.
+        if on_a[name].unit == task.unit
     }
     return SweepProof(winner.runs[winner.best_seed], verdict, too_good, leads)
 

@@ -30,7 +30,7 @@ from lora_kit.runtime.hashes import json_sha256
 from lora_kit.selection.sweep.choice import choose_trial, hopeless, objective, retention_constraint
 from lora_kit.selection.sweep.record import RUNS, Trial, read_trials, record_path, write_trial
 from lora_kit.selection.sweep.space import Dimension, WithValues, field_value
-from lora_kit.selection.sweep.study import DEFAULT, FOLDER, PRUNED
+from lora_kit.selection.sweep.study import DEFAULT, FOLDER, PRUNED, requeue_interrupted
 from lora_kit.training.resuming import recorded_result
 
 if TYPE_CHECKING:
@@ -94,12 +94,16 @@ class TrialMaker:
         started, running = time.monotonic(), _RunningTrial(self, asked)
         try:
             recipe = with_values([f"{name}={value}" for name, value in values.items()])
+            _refuse_twin(trial, recipe, read_trials(self.directory), self.recipe)
             trial = running.judged(trial, recipe)
         except GivenUpError as reason:
             trial = dataclasses.replace(trial, status="pruned", reason=str(reason))
+        except TrainingInterruptedError:
+            requeue_interrupted(study, self.directory, trial.number)
+            raise
         except LoraKitError as error:
-            # What the recipe as it is fails with, all trials would.
-            if is_default or isinstance(error, TrainingInterruptedError):
+            # Without the recipe as it is, no lead over it could be told.
+            if is_default:
                 raise
             self.items.shared.forget()
             trial = dataclasses.replace(trial, status="refused", reason=str(error))
@@ -234,6 +238,20 @@ class _RunningTrial:
         return judge(
             SeedMean(ledgers), without_binary_scores(self.maker.items.suites, len(ledgers))
         )
+
+
+def _refuse_twin(trial: Trial, recipe: Recipe, ended: Sequence[Trial], default: Recipe) -> None:
+    """Give a trial up whose values another one has had.
+
+    Raises:
+        GivenUpError: naming the other one.
+    """
+    if trial.is_default:
+        return
+    for other in ended:
+        is_twin = recipe == default if other.is_default else trial.values == other.values
+        if is_twin and other.number != trial.number:
+            raise GivenUpError(f"its values are those of trial {other.number}")
 
 
 def best_seed(verdicts: Sequence[Verdict]) -> int:

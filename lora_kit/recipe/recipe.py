@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import model_validator
 
 from lora_kit.recipe.bundled import bundled_names, find_document
-from lora_kit.recipe.document import override, read_document
+from lora_kit.recipe.document import Document, override, read_document
 from lora_kit.recipe.load import conflicts_error, validate
 from lora_kit.recipe.rules import check
 from lora_kit.recipe.sections import RecipeSections
@@ -36,10 +36,34 @@ class Recipe(RecipeSections):
         Raises:
             RecipeError: with all problems at once, each with its line.
         """
-        document = read_document(find_document(str(reference), RECIPE_FOLDERS, "recipe"))
+        return cls.of(recipe_document(reference), overrides)
+
+    @classmethod
+    def of(cls, document: Document, overrides: Sequence[str] = ()) -> Recipe:
+        """Return the recipe of a document that has been read.
+
+        Args:
+            document: the document.
+            overrides: assignments such as `training.epochs=2`.
+
+        Raises:
+            RecipeError: with all problems at once, each with its line.
+        """
         for assignment in overrides:
             document = override(document, assignment)
         return validate(cls, document)
+
+
+def recipe_document(reference: str | Path) -> Document:
+    """Read the document of a recipe.
+
+    Args:
+        reference: a path, or the name of a bundled recipe.
+
+    Raises:
+        RecipeError: if there is none, or it is no YAML mapping.
+    """
+    return read_document(find_document(str(reference), RECIPE_FOLDERS, "recipe"))
 
 
 def recipe_names() -> list[str]:

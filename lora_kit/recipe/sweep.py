@@ -15,6 +15,11 @@ SamplerName = Literal["tpe", "random", "gp"]
 PrunerName = Literal["median", "hyperband", "none"]
 # Sections whose fields are what is searched for; others say what is measured, or on what.
 SEARCHED = ("adapter", "data", "training", "retention", "preference", "reward", "grpo", "sdft")
+NOT_SEARCHED = {
+    "training.objective": "trials of one sweep learn the same. Fix: sweep each objective apart",
+    "data.validation": "trials are compared by the loss on the same rows. Fix: set it with --set",
+    "data.cross_validation": "folds are no trials. Fix: leave it out",
+}
 # Parts of a trial's training; at the end of each but the last it may be given up.
 PARTS = 4
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -59,7 +64,13 @@ def read_values(values: SearchedValues) -> SearchedRange | tuple[str, ...]:
         texts = tuple(one.strip() for one in values.split(","))
     else:
         texts = tuple(map(as_yaml, values))
-    differ = len(set(map(read_scalar, texts))) == len(texts)
+    try:
+        differ = len(set(map(read_scalar, texts))) == len(texts)
+    except (yaml.YAMLError, TypeError) as error:
+        raise ValueError(
+            f"not a list of single values. Fix: write it as {EXAMPLES}, and search the parts of a "
+            "section or a list by their own names"
+        ) from error
     if len(texts) < 2 or not all(texts) or not differ:
         raise ValueError(
             f"not a range, and not a list of different values. Fix: write it as {EXAMPLES}"
@@ -128,6 +139,8 @@ class SweepSpec(Section):
                     f"{name} is not searched: trials differ in how they are trained alone. Fix: "
                     f"name fields of {', '.join(SEARCHED)}"
                 )
+            if (reason := NOT_SEARCHED.get(".".join(name.split(".")[:2]))) is not None:
+                raise ValueError(f"{name} is not searched: {reason}")
             try:
                 read_values(values)
             except ValueError as error:

@@ -132,6 +132,70 @@ def test_a_sweep_on_other_items_or_rows_is_not_gone_on_with(
     assert "began with other inputs (got a change of their items)" in capsys.readouterr().err
 
 
+def test_a_winner_after_a_proof_is_said_to_be_a_second_look(
+    done: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after more trials: the winner of the first half of them has used half B already."""
+    again = shutil.copytree(done, tmp_path / "again")
+    record = found(again)
+    assert record["proved_before"] == []
+    first = next(one["number"] for one in record["trials"] if one != record["winner"])
+    (again / "sweep.json").write_text(json.dumps(record | {"winner": {"number": first}}))
+    options = ["--over", RATES, "--over", "adapter.rank=2,4", "--trials", "5"]
+    arguments = ["sweep", recipe, *options, "--pruner", "none", "--output", again]
+    for _ in range(2):
+        assert command(*arguments) == 0
+        assert found(again)["proved_before"] == [first]
+        page = (again / "sweep.html").read_text()
+        assert f"The sweep was continued after half B had judged trial {first}." in page
+        assert "was seen by no trial" not in page
+    assert "was seen by no trial" in (done / "sweep.html").read_text()
+
+
+def test_what_is_no_sweep_is_left_as_it_is(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.txt").write_text("mine")
+    for output, said in ((notes, "is not empty, and no sweep"), (notes / "a.txt", "is a file")):
+        assert command("sweep", recipe, "--over", RATES, "--output", output) == 2
+        assert said in capsys.readouterr().err
+    assert [path.name for path in notes.iterdir()] == ["a.txt"]
+    # A recipe that cannot be swept leaves nothing that would be in the way of its correction.
+    new = tmp_path / "new"
+    only = ["--set", "evaluation.suites=[core-retention]"]
+    assert command("sweep", recipe, "--over", RATES, *only, "--output", new) == 2
+    assert not new.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["adapter.rank=8,16", "adapter.rank=32,64"], "adapter.rank has values twice (got 8,16"),
+        (["adapter.target_modules=[q_proj],[v_proj]"], "not a list of single values"),
+        (["adapter.rank=8,*x"], "not a list of single values"),
+        (["training.objective=sft,text"], "training.objective is not searched"),
+        (["data.validation.0.limit=4,8"], "data.validation.0.limit is not searched"),
+        (["training.learning_rate=1e-4..1e-3", "budget=2"], "is no duration"),
+        (["training.learning_rate=5e-3,1e-2", "sampler=gp"], "gp learns nothing"),
+    ],
+)
+def test_bad_searches_are_refused(
+    recipe: Path,
+    tmp_path: Path,
+    options: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = []
+    for one in options:
+        name, _, value = one.partition("=")
+        given += [f"--{name}", value] if name in ("budget", "sampler") else ["--over", one]
+    assert command("sweep", recipe, *given, "--output", tmp_path / "new") == 2
+    assert said in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_run_is_no_sweep(done: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = done / read_trials(done)[0].runs[0]
     before = (run / "recipe.yaml").read_bytes()
@@ -159,9 +223,12 @@ def test_a_recipe_that_fails_is_a_refused_trial(
     assert refused
     assert {one.status for one in refused} == {"refused"}
     assert all("not finite" in one.reason for one in refused)
-    others = [one for one in made if one not in refused]
-    assert {one.values.get("adapter.rank") for one in others} == {None, "8"}
-    assert all(one.runs for one in others)
+    # The only other value is made once: it is not trained again.
+    trained = [one for one in made if one.runs]
+    assert [one.values.get("adapter.rank") for one in trained] == [None, "8"]
+    again = [one for one in made if one.status == "pruned" and not one.runs]
+    assert all("its values are those of trial" in one.reason for one in again)
+    assert len(refused) + len(again) == 2
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ from lora_kit.selection.sweep.sentences import (
     formatted_lead,
     lead_sentence,
     proof_sentence,
+    use_sentence,
 )
 from lora_kit.statistics.decisions import Decision
 
@@ -112,6 +113,7 @@ def write_page(path: Path, result: SweepResult) -> None:
     fields = searched_fields(result)
     values = {
         "result": result,
+        "use": use_sentence(result),
         "sentences": [choice_sentence(result), proof_sentence(result), lead_sentence(result)],
         "winner_file": WINNER,
         "proof": _proof_rows(result),

@@ -99,6 +99,6 @@ def _read(path: Path) -> Trial:
         return TypeAdapter(Trial).validate_python(values)
     except ValidationError as error:
         raise RecipeError(
-            f"{path}: not a record of a trial (got {error.errors()[0]['msg']}). Fix: remove it, "
-            "and the trial is made again"
+            f"{path}: not a record of a trial (got {error.errors()[0]['msg']}). Fix: restore "
+            "it, or begin anew with another --output"
         ) from error

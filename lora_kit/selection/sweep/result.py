@@ -75,6 +75,8 @@ class SweepResult:
         items: number of items in half A and in half B, by task.
         facts: facts of the sweep, such as the sampler, by name.
         defaults: values of the searched fields in the recipe as it is, as YAML.
+        proved_before: numbers of other trials that were winners, and were judged on half B, before
+            the sweep was continued.
     """
 
     name: str
@@ -85,6 +87,7 @@ class SweepResult:
     items: dict[str, tuple[int, int]]
     facts: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, str] = field(default_factory=dict)
+    proved_before: tuple[int, ...] = ()
 
     @property
     def decision(self) -> Decision:
@@ -116,6 +119,7 @@ class SweepResult:
             },
             "facts": self.facts,
             "defaults": self.defaults,
+            "proved_before": list(self.proved_before),
         }
         value: dict[str, Any] = finite(result)
         return value

@@ -16,6 +16,7 @@ from lora_kit.selection.sweep.result import WINNER, Lead, SweepResult
 from lora_kit.selection.sweep.sentences import (
     LEAD_WORDS,
     choice_sentence,
+    earlier_winners,
     formatted_lead,
     lead_sentence,
     proof_sentence,
@@ -29,7 +30,8 @@ def show_sweep(result: SweepResult, console: Console) -> None:
     if result.proof is None:
         console.print(proof_sentence(result))
         return
-    console.print("\nHalf B, which no trial has seen")
+    seen = earlier_winners(result) if result.proved_before else "no trial"
+    console.print(f"\nHalf B, which {seen} had seen")
     show_verdict(result.proof.verdict, console)
     if result.proof.leads:
         console.print()

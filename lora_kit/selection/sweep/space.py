@@ -69,15 +69,20 @@ class Dimension:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not self.low <= value <= self.high:
             return None
-        return int(value) if self.whole else float(value)
+        if self.whole:
+            return int(value) if value == int(value) else None
+        return float(value)
 
     @property
-    def ends(self) -> tuple[str, ...]:
-        """Values that the recipe is checked with: all choices, or both ends."""
+    def checked(self) -> tuple[str, ...]:
+        """Values that the recipe is checked with: all choices, or both ends and one between."""
         if self.choices:
             return self.choices
-        ends = (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
-        return tuple(map(as_yaml, ends))
+        if self.whole:
+            return tuple(map(as_yaml, (int(self.low), int(self.high))))
+        # No whole number, unless the field takes no other.
+        between = float(f"{self.low + (self.high - self.low) * 0.3819:.{DIGITS}g}")
+        return tuple(map(as_yaml, (self.low, self.high, between)))
 
 
 def search_space(over: Mapping[str, SearchedValues], with_values: WithValues) -> list[Dimension]:
@@ -92,7 +97,7 @@ def search_space(over: Mapping[str, SearchedValues], with_values: WithValues) ->
     """
     dimensions = [Dimension.of(field, values) for field, values in over.items()]
     for one in dimensions:
-        for value in one.ends:
+        for value in one.checked:
             with_values([f"{one.field}={value}"])
     return dimensions
 

@@ -22,7 +22,7 @@ class Way:
         intruders: factor to which the intruder dimensions of that adapter are kept instead.
         factor: multiple of plain LoRA's best rate that is taken instead of a search; `None` if the
             rate is searched.
-        dtype: what the backbone is held and computed in.
+        dtype: dtype of the backbone's weights and computation.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)

@@ -59,6 +59,12 @@ def test_a_default_that_wins_is_said() -> None:
     assert "The default recipe has won" in output
 
 
+def test_a_default_that_nothing_was_compared_with_is_said() -> None:
+    refused = replace(trial(1, {RATE: "9"}, None), status="refused", reason="too large")
+    output = shown(sweep_result([trial(0, {}, verdict(3.0, 0)), refused]))
+    assert "compared with nothing: all 1 other trials were refused (too large)" in output
+
+
 def test_untrusted_text_is_no_markup() -> None:
     evil = replace(trial(1, {"training.[red]x": "[/]" + EVIL}, None), reason=EVIL)
     output = shown(sweep_result([trial(0, {}, verdict(3.0, 0)), evil]), width=2000)

@@ -1,11 +1,14 @@
 """Search spaces: ranges and lists, drawn and checked before the first trial."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import yaml
 
+from lora_kit.pipeline.sweep import SweepRequest
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sweep import SweepSpec, duration_seconds
 from lora_kit.runtime.errors import RecipeError
@@ -63,6 +66,28 @@ def test_the_value_of_the_recipe_as_it_is_is_found(values: Any, given: Any, para
     assert Dimension.of("x.y", values).parameter(given) == parameter
 
 
+def test_a_value_between_whole_ends_is_none_of_a_range_of_whole_numbers() -> None:
+    assert Dimension.of("x.y", "0..2").parameter(0.5) is None
+    assert Dimension.of("x.y", "0..2").parameter(1.0) == 1
+
+
+def test_a_range_of_fractions_is_refused_where_the_field_takes_whole_numbers_alone() -> None:
+    """The ends alone are whole; what is drawn is not."""
+    request = SweepRequest("quickstart")
+    with pytest.raises(RecipeError, match=r"--over adapter\.rank: must be an integer.*got 26\."):
+        search_space({"adapter.rank": "4..64.0"}, request.recipe)
+
+
+def test_a_file_that_is_edited_meanwhile_changes_no_trial(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    text = yaml.safe_dump(Recipe.load("quickstart").model_dump(mode="json", exclude_unset=True))
+    path.write_text(text)
+    request = SweepRequest(str(path))
+    before = request.recipe(["adapter.rank=4"])
+    path.write_text("not a recipe")
+    assert request.recipe(["adapter.rank=4"]) == before
+
+
 def test_every_value_is_tried_in_the_recipe(tiny_recipe: Recipe) -> None:
     tried: list[str] = []
 
@@ -76,6 +101,7 @@ def test_every_value_is_tried_in_the_recipe(tiny_recipe: Recipe) -> None:
     assert tried == [
         "training.learning_rate=0.0001",
         "training.learning_rate=0.001",
+        "training.learning_rate=0.0004437",
         "adapter.rank=4",
         "adapter.rank=8",
     ]
