@@ -311,7 +311,9 @@ def test_a_killed_sweep_goes_on_and_workers_share_it(recipe: Path, tmp_path: Pat
     ]
     assert [one.wait(timeout=300) for one in both] == [0, 0]
     made = read_trials(output)
-    assert made[: len(before)] == before
+    # Killed between its record and the end of its trial, the last one is judged again.
+    assert made[: len(before) - 1] == before[:-1]
+    assert before[-1].runs in [one.runs for one in made]
     assert len(made) == 6
     assert sum(one.is_default for one in made) == 1
     assert found(output)["half_b"]
