@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -261,22 +262,33 @@ def _left(study: Study, spec: SweepSpec, directory: Path) -> str:
     """
     from optuna.trial import TrialState
 
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
-    running = states.count(TrialState.RUNNING)
+    trials = study.get_trials(deepcopy=False)
+    states = [trial.state for trial in trials]
+    begun = [one.datetime_start for one in trials if one.state == TrialState.RUNNING]
+    running = len(begun)
     ended = states.count(TrialState.COMPLETE) + states.count(TrialState.PRUNED)
     waiting = states.count(TrialState.WAITING)
-    if ended + running < spec.trials and (waiting or not _is_spent(spec, directory)):
+    if ended + running < spec.trials and (waiting or not _is_spent(spec, directory, begun)):
         return "some"
     return "running" if running else "none"
 
 
-def _is_spent(spec: SweepSpec, directory: Path) -> bool:
-    """Return true if a further trial would, at the mean duration, exceed the budget."""
+def _is_spent(spec: SweepSpec, directory: Path, begun: Sequence[datetime | None]) -> bool:
+    """Return true if a further trial would, at the mean duration, exceed the budget.
+
+    Args:
+        spec: the search.
+        directory: directory of the sweep.
+        begun: time at which each running trial began.
+    """
     if spec.budget is None:
         return False
     seconds = [trial.seconds for trial in read_trials(directory)]
-    mean = sum(seconds) / len(seconds) if seconds else 0.0
-    return bool(seconds) and sum(seconds) + mean > duration_seconds(spec.budget)
+    if not seconds:
+        return False
+    mean, now = sum(seconds) / len(seconds), datetime.now()
+    running = [max((now - (one or now)).total_seconds(), mean) for one in begun]
+    return sum(seconds) + sum(running) + mean > duration_seconds(spec.budget)
 
 
 def _write(result: SweepResult, request: SweepRequest) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import pytest
 from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.pipeline import loaded_inputs, trials
+from lora_kit.pipeline.sweep import _is_spent
 from lora_kit.pipeline.training import train
 from lora_kit.recipe.recipe import Recipe
+from lora_kit.recipe.sweep import SweepSpec
 from lora_kit.runtime.errors import TrainingError
-from lora_kit.selection.sweep.record import Trial, read_trials
+from lora_kit.selection.sweep.record import Trial, read_trials, write_trial
 from tests.pipeline.learned_sums import command, write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -276,6 +279,18 @@ def test_the_budget_ends_the_search(recipe: Path, tmp_path: Path) -> None:
     made = read_trials(tmp_path / "sweep")
     assert 1 <= len(made) < 20
     assert made[0].is_default
+
+
+def test_trials_that_others_make_count_on_the_budget(tmp_path: Path) -> None:
+    spec = SweepSpec.model_validate({"over": {"adapter.rank": "2,4"}, "budget": "100s"})
+    assert not _is_spent(spec, tmp_path, [datetime.now()] * 9), "nothing has ended yet"
+    write_trial(tmp_path, Trial(0, {}, True, "pruned", "made up", 30.0))
+    now = datetime.now()
+    assert not _is_spent(spec, tmp_path, [])
+    assert not _is_spent(spec, tmp_path, [now])
+    # 30 of one that has ended, 30 expected of each that has begun, and 30 of the next one.
+    assert _is_spent(spec, tmp_path, [now, now])
+    assert _is_spent(spec, tmp_path, [now - timedelta(seconds=50)])
 
 
 def start(recipe: Path, output: Path, *options: str) -> subprocess.Popen[bytes]:

@@ -63,16 +63,27 @@ def choose_trial(trials: Sequence[Trial]) -> TrialChoice:
     return TrialChoice(best.number, reason, gains)
 
 
-def objective(verdict: Verdict) -> float:
+def objective(verdict: Verdict, first: Verdict) -> float:
     """Return the value that the sampler maximizes: the gain on half A.
 
-    In the unit of the task, or, of several tasks, in half-widths of their intervals.
+    In the unit of the task, or, of several tasks, in half-widths of the first trial's intervals:
+    by its own, a trial would lose by the noise of a larger gain.
+
+    Args:
+        verdict: verdict of the trial.
+        first: verdict of the first trial that was judged.
     """
     tasks = [task.interval for _, task in role_tasks(verdict, "gain")]
     if len(tasks) == 1:
         return tasks[0].delta
-    widths = [max((one.high - one.low) / 2, 1e-9) for one in tasks]
-    return float(np.mean([one.delta / width for one, width in zip(tasks, widths, strict=True)]))
+    units = [task.interval for _, task in role_tasks(first, "gain")]
+    widths = [(one.high - one.low) / 2 for one in units]
+    gains = [
+        one.delta / width
+        for one, width in zip(tasks, widths, strict=True)
+        if np.isfinite(width) and width > 0
+    ]
+    return float(np.mean(gains)) if gains else 0.0
 
 
 def retention_constraint(verdict: Verdict) -> float:

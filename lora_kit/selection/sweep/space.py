@@ -14,6 +14,7 @@ from lora_kit.recipe.sweep import (
     read_scalar,
     read_values,
 )
+from lora_kit.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -88,6 +89,8 @@ class Dimension:
 def search_space(over: Mapping[str, SearchedValues], with_values: WithValues) -> list[Dimension]:
     """Return the dimensions of a search, after a look at each value in the recipe.
 
+    A value that the recipe refuses may work beside the values of the other fields.
+
     Args:
         over: values by field.
         with_values: function from assignments to the recipe with them.
@@ -97,8 +100,15 @@ def search_space(over: Mapping[str, SearchedValues], with_values: WithValues) ->
     """
     dimensions = [Dimension.of(field, values) for field, values in over.items()]
     for one in dimensions:
+        others = [f"{other.field}={other.checked[0]}" for other in dimensions if other != one]
         for value in one.checked:
-            with_values([f"{one.field}={value}"])
+            try:
+                with_values([f"{one.field}={value}"])
+            except RecipeError as refused:
+                try:
+                    with_values([*others, f"{one.field}={value}"])
+                except RecipeError:
+                    raise refused from None
     return dimensions
 
 

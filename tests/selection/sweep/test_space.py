@@ -78,6 +78,18 @@ def test_a_range_of_fractions_is_refused_where_the_field_takes_whole_numbers_alo
         search_space({"adapter.rank": "4..64.0"}, request.recipe)
 
 
+def test_values_that_work_together_alone_are_searched() -> None:
+    """Patience needs a step to look at the loss: neither is searched without the other."""
+    request = SweepRequest("quickstart", ["data.validation=[]"])
+    patience = {"training.early_stopping_patience": "2,3"}
+    with pytest.raises(RecipeError, match="early_stopping_patience"):
+        search_space(patience, SweepRequest("quickstart").recipe)
+    both = {"training.eval_steps": "2,4", **patience}
+    assert len(search_space(both, SweepRequest("quickstart").recipe)) == 2
+    with pytest.raises(RecipeError, match="early_stopping_patience"):
+        search_space(both, request.recipe)
+
+
 def test_a_file_that_is_edited_meanwhile_changes_no_trial(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     text = yaml.safe_dump(Recipe.load("quickstart").model_dump(mode="json", exclude_unset=True))
