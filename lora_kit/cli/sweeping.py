@@ -75,7 +75,8 @@ def sweep_command(
     given = {"trials": trials, "seeds": seeds, "budget": budget}
     given |= {"sampler": sampler, "pruner": pruner}
     # JSON is YAML, in which a budget such as 2 stays a text.
-    changes = [f"sweep.{name}={json.dumps(value)}" for name, value in given.items() if value]
+    stated = {name: value for name, value in given.items() if value is not None}
+    changes = [f"sweep.{name}={json.dumps(value)}" for name, value in stated.items()]
     quiet_libraries()
     from lora_kit.pipeline.sweep import SweepRequest, sweep
     from lora_kit.selection.sweep.show import show_sweep

@@ -155,8 +155,9 @@ def sweep(request: SweepRequest) -> SweepResult | None:
     directory = request.output or Path("sweeps") / recipe.name
     require_same_sweep(directory, recipe)
     maker = TrialMaker.of(request.recipe(), directory, spec)
-    require_same_inputs(directory, maker.items.digests)
+    # First what makes it a sweep, for workers that begin meanwhile.
     write_text(directory / RECIPE, recipe.to_yaml())
+    require_same_inputs(directory, maker.items.digests)
     with heartbeat(directory):
         if not request.is_worker:
             claim_proof(directory)
@@ -191,7 +192,7 @@ def _facts(recipe: Recipe, spec: SweepSpec) -> dict[str, str]:
         "Seeds of a trial": str(spec.seeds),
         "Budget": spec.budget or "none",
         "Sampler": spec.sampler,
-        "Pruner": spec.pruner,
+        "Pruner": f"none ({reason})" if (reason := _why_not_pruned(recipe, spec)) else spec.pruner,
     }
 
 
@@ -206,7 +207,10 @@ def _search(
     """Make trials until as many as wished have ended, or the budget is spent."""
     # Workers of one seed would try the same values.
     seed = None if request.is_worker else recipe.seed
-    study = open_study(directory, spec.sampler, _pruner(recipe, spec), seed)
+    if reason := _why_not_pruned(recipe, spec):
+        say(f"sweep.pruner: no trial is pruned: {reason}")
+    pruner: PrunerName = "none" if reason else spec.pruner
+    study = open_study(directory, spec.sampler, pruner, seed)
     known = {one.field: one.parameter(field_value(recipe, one.field)) for one in dimensions}
     own = {name: value for name, value in known.items() if value is not None}
     if spec.sampler == "gp" and (outside := [name for name in known if name not in own]):
@@ -233,19 +237,16 @@ def _search(
         maker.make(study, trial, dimensions, request.recipe)
 
 
-def _pruner(recipe: Recipe, spec: SweepSpec) -> PrunerName:
-    """Return the pruner, and none where validation losses are not there or of different tokens."""
+def _why_not_pruned(recipe: Recipe, spec: SweepSpec) -> str:
+    """Return why the pruner has no losses to compare; empty if it has, or if there is no pruner."""
     if spec.pruner == "none":
-        return "none"
+        return ""
     of_data = [name for name in spec.over if name.startswith("data.") and "replay" not in name]
-    reason = ""
     if not recipe.data.validation:
-        reason = "without data.validation there is no loss to prune by"
-    elif of_data:
-        reason = f"validation losses are not comparable between values of {', '.join(of_data)}"
-    if reason:
-        say(f"sweep.pruner: no trial is pruned: {reason}")
-    return "none" if reason else spec.pruner
+        return "without data.validation there is no loss to prune by"
+    if of_data:
+        return f"validation losses are not comparable between values of {', '.join(of_data)}"
+    return ""
 
 
 def _requeue(study: Study, directory: Path) -> None:

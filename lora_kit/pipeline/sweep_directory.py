@@ -10,6 +10,7 @@ from lora_kit.recipe.identity import dotted_fields
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.runtime.errors import RecipeError
 from lora_kit.runtime.files import read_json, write_json
+from lora_kit.runtime.temporaries import is_empty
 from lora_kit.selection.sweep.record import SWEEP
 
 RECIPE, INPUTS = "sweep.yaml", "inputs.json"
@@ -36,7 +37,7 @@ def require_same_sweep(directory: Path, recipe: Recipe) -> None:
     if directory.exists() and not directory.is_dir():
         raise RecipeError(f"{directory}: is a file, and a sweep is a directory. {fix}")
     if not path.is_file():
-        if directory.is_dir() and any(directory.iterdir()):
+        if directory.is_dir() and not is_empty(directory):
             raise RecipeError(f"{directory}: is not empty, and no sweep (got no {RECIPE}). {fix}")
         return
     earlier = Recipe.load(path)

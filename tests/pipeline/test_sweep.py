@@ -17,7 +17,7 @@ import pytest
 from lora_kit.adapter.saved import adapter_sha256
 from lora_kit.evaluation.ledger import read_ledger
 from lora_kit.pipeline import loaded_inputs, trials
-from lora_kit.pipeline.sweep import _is_spent
+from lora_kit.pipeline.sweep import SweepRequest, _facts, _is_spent
 from lora_kit.pipeline.training import train
 from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sweep import SweepSpec
@@ -337,3 +337,21 @@ def test_a_killed_sweep_goes_on_and_workers_share_it(recipe: Path, tmp_path: Pat
 def test_a_plan_tries_the_searched_values(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("plan", recipe, "--set", "sweep={over: {adapter.rankk: [4, 8]}}") == 2
     assert "rankk: unknown key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("over", "changes", "said"),
+    [
+        ("adapter.rank=2,4", [], ""),
+        ("adapter.rank=2,4", ["data.validation=[]"], "without data.validation"),
+        ("data.max_length=16,32", [], "not comparable between values of data.max_length"),
+    ],
+)
+def test_a_pruner_without_losses_to_compare_is_said(
+    recipe: Path, over: str, changes: list[str], said: str
+) -> None:
+    name, _, values = over.partition("=")
+    request = SweepRequest(str(recipe), changes, {name: values})
+    found = _facts(*request.spec())["Pruner"]
+    assert (found == "median") == (not said)
+    assert said in found
