@@ -22,7 +22,12 @@ def plot(plane: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> No
     signs = {way: (MARKERS[n % len(MARKERS)], f"C{n % 10}") for n, way in enumerate(ways)}
     shown = {}
     for panel, (name, figures) in zip(panels, plane.items(), strict=False):
+        largest = max((one["gain"][0] for one in figures.values()), default=0.0)
+        # A way that hardly learns would press all others together.
+        outside = [way for way, one in figures.items() if one["gain"][0] < largest / 2]
         for way, one in figures.items():
+            if way in outside:
+                continue
             (x, left, right), (y, low, high) = one["forgetting"], one["gain"]
             marker, color = signs[way]
             shown[way] = panel.errorbar(
@@ -30,7 +35,8 @@ def plot(plane: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> No
                 color=color, markersize=6, linewidth=0.6, alpha=0.85,
             )  # fmt: skip
         panel.axvline(0, color="0.7", linewidth=0.8)
-        panel.set(title=name, xlabel="forgetting (nats)", ylabel="gain (nats per token)")
+        title = name + (f" (outside: {', '.join(outside)})" if outside else "")
+        panel.set(title=title, xlabel="forgetting (nats)", ylabel="gain (nats per token)")
     for panel in panels[len(plane) :]:
         panel.set_visible(False)
     figure.legend(shown.values(), shown, loc="outside lower center", ncols=6, fontsize=8)
