@@ -35,7 +35,13 @@ from lora_kit.selection.sweep.choice import choose_trial
 from lora_kit.selection.sweep.page import write_page
 from lora_kit.selection.sweep.record import SWEEP, read_trials, record_path
 from lora_kit.selection.sweep.result import WINNER, SweepResult
-from lora_kit.selection.sweep.space import Dimension, field_value, search_space
+from lora_kit.selection.sweep.space import (
+    Dimension,
+    field_value,
+    own_values,
+    require_own_values,
+    search_space,
+)
 from lora_kit.selection.sweep.study import (
     WORKER,
     claim_proof,
@@ -152,6 +158,7 @@ def sweep(request: SweepRequest) -> SweepResult | None:
         )
     recipe, spec = request.spec()
     dimensions = search_space(spec.over, request.recipe)
+    require_own_values(recipe, spec, dimensions)
     directory = request.output or Path("sweeps") / recipe.name
     require_same_sweep(directory, recipe)
     maker = TrialMaker.of(request.recipe(), directory, spec)
@@ -211,14 +218,8 @@ def _search(
         say(f"sweep.pruner: no trial is pruned: {reason}")
     pruner: PrunerName = "none" if reason else spec.pruner
     study = open_study(directory, spec.sampler, pruner, seed)
-    known = {one.field: one.parameter(field_value(recipe, one.field)) for one in dimensions}
+    known = own_values(recipe, dimensions)
     own = {name: value for name, value in known.items() if value is not None}
-    if spec.sampler == "gp" and (outside := [name for name in known if name not in own]):
-        raise RecipeError(
-            "sweep.sampler: gp learns nothing of a recipe whose own values are not among those "
-            f"that are searched (got gp, and {', '.join(outside)} outside). Fix: search the "
-            "recipe's values as well, or use tpe"
-        )
     enqueue_default(study, directory, own)
     _requeue(study, directory)
     waited = False

@@ -34,19 +34,24 @@ def evaluate(tiny_backbone: Backbone, tmp_path: Path) -> Callable[..., Evaluatio
     return evaluation_of(tiny_backbone, tmp_path)
 
 
+def fitting(real: Callable[..., Any], most: int, sizes: list[int]) -> Callable[..., Any]:
+    """Return a function of a model and a batch for which more than `most` rows do not fit."""
+
+    def small(model: Any, batch: Sequence[Any], *rest: Any) -> Any:
+        if len(batch) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        sizes.append(len(batch))
+        return real(model, batch, *rest)
+
+    return small
+
+
 def test_what_does_not_fit_into_memory_is_halved_for_every_arm(
     evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluate(b=1.0, to="whole")
-    real, sizes = engine.compute_outcomes, []
-
-    def small(scorer: Any, requests: Sequence[Any], *rest: Any) -> Any:
-        if len(requests) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        sizes.append(len(requests))
-        return real(scorer, requests, *rest)
-
-    monkeypatch.setattr(engine, "compute_outcomes", small)
+    sizes: list[int] = []
+    monkeypatch.setattr(engine, "compute_outcomes", fitting(engine.compute_outcomes, 5, sizes))
     halved = evaluate(b=1.0, to="halved", no_cache=True)
     assert max(sizes) <= 5
     of_whole = scores(whole.read_entries())
@@ -91,15 +96,8 @@ def test_drift_that_does_not_fit_into_memory_is_halved(
     evaluate: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluate(b=1.0, suites=[KEEP], to="whole")
-    real, sizes = prompt_drift, []
-
-    def small(model: Any, prompts: Sequence[Any], *rest: Any) -> Any:
-        if len(prompts) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        sizes.append(len(prompts))
-        return real(model, prompts, *rest)
-
-    monkeypatch.setattr(arm_task, "prompt_drift", small)
+    sizes: list[int] = []
+    monkeypatch.setattr(arm_task, "prompt_drift", fitting(prompt_drift, 3, sizes))
     halved = evaluate(b=1.0, suites=[KEEP], to="halved")
     assert max(sizes) == 2
     of_whole, of_halved = scores(whole.read_entries()), scores(halved.read_entries())

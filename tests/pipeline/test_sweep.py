@@ -197,6 +197,7 @@ def test_bad_searches_are_refused(
         given += [f"--{name}", value] if name in ("budget", "sampler") else ["--over", one]
     assert command("sweep", recipe, *given, "--output", tmp_path / "new") == 2
     assert said in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "new").exists(), "the corrected sweep would be another one"
 
 
 def test_a_run_is_no_sweep(done: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from lora_kit.recipe.recipe import Recipe
 from lora_kit.recipe.sweep import (
     SearchedRange,
     SearchedValues,
+    SweepSpec,
     as_yaml,
     read_scalar,
     read_values,
@@ -126,3 +127,19 @@ def field_value(recipe: Recipe, field: str) -> Any:
         else:
             value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def own_values(recipe: Recipe, dimensions: Sequence[Dimension]) -> dict[str, Any]:
+    """Return the parameters of the recipe's own values by field; `None` outside of the space."""
+    return {one.field: one.parameter(field_value(recipe, one.field)) for one in dimensions}
+
+
+def require_own_values(recipe: Recipe, spec: SweepSpec, dimensions: Sequence[Dimension]) -> None:
+    """Refuse with RecipeError a sampler that would draw at random beside the recipe as it is."""
+    own = own_values(recipe, dimensions)
+    if spec.sampler == "gp" and (outside := [name for name in own if own[name] is None]):
+        raise RecipeError(
+            "sweep.sampler: gp learns nothing of a recipe whose own values are not among those "
+            f"that are searched (got gp, and {', '.join(outside)} outside). Fix: search the "
+            "recipe's values as well, or use tpe"
+        )
